@@ -1,0 +1,26 @@
+"""Background tasks for Django, kept in the project's own database.
+
+``from background_task import background`` is all that a ``tasks.py`` needs. Importing this package
+loads no model, so it is safe wherever Django itself may be imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "2.0.0a1"
+
+default_app_config = "background_task.apps.BackgroundTasksAppConfig"
+
+__all__ = ["__version__", "background", "default_app_config"]
+
+
+def background(*args: Any, **kwargs: Any) -> Any:
+    """Mark a function as a background task.
+
+    Takes the arguments of :meth:`background_task.tasks.Tasks.background`, in all its forms:
+    ``@background``, ``@background()``, ``@background("my.name")``, ``@background(schedule=60)``.
+    """
+    from background_task.tasks import tasks
+
+    return tasks.background(*args, **kwargs)

@@ -1,0 +1,19 @@
+"""How Django knows this app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+from background_task import __version__
+
+
+class BackgroundTasksAppConfig(AppConfig):
+    """Label, table names and key type are the predecessor's or ours, never the project's."""
+
+    name = "background_task"
+    verbose_name = f"Background Tasks ({__version__})"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Connect the receivers and register the system checks."""
+        from background_task import checks, signals  # noqa: F401

@@ -1,0 +1,116 @@
+"""System checks: an id, the fact, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from background_task import discovery, migrations
+from background_task.settings import app_settings
+
+OWN_DISTRIBUTION = "django-background-tasks2"
+OTHER_DISTRIBUTIONS = (
+    "django-background-tasks",
+    "django-background-tasks-updated",
+    "django4-background-tasks",
+    "django-background-task",
+)
+OWN_MIGRATIONS = {
+    "0001_initial",
+    "0002_auto_20170927_1109",
+    "0003_alter_completedtask_id_alter_task_id",
+    "0003_auto_20210410_1529",
+    "0004_auto_20220202_1721",
+    "0005_public_ids_and_states",
+}
+
+
+@register()
+def one_distribution(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E001: two distributions own the import package ``background_task``."""
+    found = []
+    for name in OTHER_DISTRIBUTIONS:
+        try:
+            found.append(metadata.distribution(name).metadata["Name"])
+        except metadata.PackageNotFoundError:
+            continue
+    return [
+        Error(
+            f"{name} is installed beside {OWN_DISTRIBUTION}; both own the package background_task, "
+            "so its files may be of either.",
+            hint=(
+                f"pip uninstall -y {name} {OWN_DISTRIBUTION} && pip install {OWN_DISTRIBUTION} "
+                "(both have to go first: uninstalling one deletes files of the other)."
+            ),
+            id="background_task.E001",
+        )
+        for name in found
+    ]
+
+
+@register()
+def known_migrations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E002: a migration file that is not ours lies in the installed package."""
+    if "background_task" in getattr(settings, "MIGRATION_MODULES", {}):
+        return []
+    folder = Path(next(iter(migrations.__path__)))
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    return [
+        Error(
+            f"{folder / name}.py is not a migration of {OWN_DISTRIBUTION}; migrate would stop at "
+            "it with conflicting leaf nodes.",
+            hint=(
+                "It was left by makemigrations or by another distribution: delete the file, then "
+                "run migrate."
+            ),
+            id="background_task.E002",
+        )
+        for name in sorted(files - OWN_MIGRATIONS)
+    ]
+
+
+@register()
+def importable_tasks(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E003, W001: a ``tasks.py`` cannot be imported, so none of its tasks can run."""
+    messages: list[CheckMessage] = []
+    for config, error in discovery.broken_modules():
+        stops = discovery.stops_worker(config)
+        hint = "Mend the file; until then the worker does not start."
+        if not stops:
+            hint = "It belongs to an installed package: the worker starts without its tasks."
+        kind, number = (Error, "E003") if stops else (Warning, "W001")
+        messages.append(kind(str(error), hint=hint, id=f"background_task.{number}"))
+    return messages
+
+
+@register()
+def sensible_settings(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E004: a setting is not of the type it must have."""
+    messages: list[CheckMessage] = []
+    for name, lowest in (
+        ("MAX_ATTEMPTS", 1),
+        ("MAX_RUN_TIME", 1),
+        ("BACKGROUND_TASK_ASYNC_THREADS", 1),
+        ("BACKOFF_MULTIPLIER", 0),
+    ):
+        try:
+            sensible = getattr(app_settings, name) >= lowest
+        except (TypeError, ValueError):
+            sensible = False
+        if not sensible:
+            messages.append(
+                Error(
+                    f"The setting {name} is not a number of at least {lowest}.",
+                    hint="Correct or remove it; the prefixed name BACKGROUND_TASK_… is read first.",
+                    id="background_task.E004",
+                )
+            )
+    return messages

@@ -1,0 +1,212 @@
+"""``manage.py process_tasks``: the worker."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import close_old_connections, connections, router
+from django.utils import autoreload
+
+from background_task.exceptions import TaskModuleError
+from background_task.models import Task
+from background_task.storage.transient import TRANSIENT
+from background_task.tasks import autodiscover, hand_back_running, tasks
+from background_task.utils import TTW_FAST, ForcedStop, SignalManager, exit_code
+from background_task.worker.duties import Duties
+
+logger = logging.getLogger(__name__)
+
+
+def _configure_log_std() -> None:
+    """Send what is printed to the log: standard output as INFO, standard error as ERROR."""
+
+    class LogWriter:
+        def __init__(self, level: int) -> None:
+            self._level = level
+
+        def write(self, text: str) -> int:
+            if text.strip():
+                logger.log(self._level, text.rstrip("\n"))
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+        def isatty(self) -> bool:
+            return False
+
+    sys.stdout = LogWriter(logging.INFO)  # type: ignore[assignment]
+    sys.stderr = LogWriter(logging.ERROR)  # type: ignore[assignment]
+
+
+class Command(BaseCommand):
+    """Takes and runs due tasks until it is told to stop.
+
+    Exit codes: 0 after SIGTERM, SIGINT, SIGTSTP or ``--duration``; 128 + the signal when a second
+    one stopped a running task; 1 when it could not start.
+    """
+
+    help = "Run tasks that are scheduled to run on the queue"
+
+    OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+        (
+            ("--duration",),
+            {
+                "action": "store",
+                "dest": "duration",
+                "type": int,
+                "default": 0,
+                "help": "Run for this many seconds, then finish the task that runs and stop "
+                "(0 or less: for ever, the default)",
+            },
+        ),
+        (
+            ("--sleep",),
+            {
+                "action": "store",
+                "dest": "sleep",
+                "type": float,
+                "default": 5.0,
+                "help": "Seconds to wait before looking again when there was no task "
+                "(default: 5)",
+            },
+        ),
+        (
+            ("--queue",),
+            {
+                "action": "store",
+                "dest": "queue",
+                "help": "Only run tasks of this queue (default: of every queue, and of none)",
+            },
+        ),
+        (
+            ("--log-std",),
+            {
+                "action": "store_true",
+                "dest": "log_std",
+                "help": "Redirect standard output and standard error to the logging system",
+            },
+        ),
+        (
+            ("--dev",),
+            {
+                "action": "store_true",
+                "dest": "dev",
+                "help": "Start anew whenever the code changes; for development only",
+            },
+        ),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sig_manager: Any = None
+        self._tasks = tasks
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        for names, options in self.OPTIONS:
+            parser.add_argument(*names, **options)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Take the signals, run, and give the signals back."""
+        if options.get("dev"):
+            self._handle_in_reloader(*args, **options)
+            return
+        self.sig_manager = SignalManager()
+        try:
+            self.run(*args, **options)
+        finally:
+            self.sig_manager.restore()
+
+    def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
+        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            # This process only starts the worker anew. Ctrl-C reaches the worker too, which
+            # finishes its task; an interrupted parent would kill it.
+            signal.signal(signal.SIGINT, lambda signum, frame: None)
+        else:
+            self.sig_manager = SignalManager()
+            # The reloader ends the process while the worker's thread is in a task.
+            atexit.register(hand_back_running)
+        autoreload.run_with_reloader(self._run_then_exit, *args, **options)
+
+    def _run_then_exit(self, *args: Any, **options: Any) -> None:
+        self.run(*args, **options)
+        _thread.interrupt_main(signal.SIGTERM)  # which the reloader takes for "exit 0"
+
+    def run(self, *args: Any, **options: Any) -> None:
+        """Work until the duration is over or a signal asks to stop."""
+        duration = options.get("duration") or 0
+        sleep = options.get("sleep", 5.0)
+        queue = options.get("queue")
+        if options.get("dev"):
+            autoreload.raise_last_exception()
+        if options.get("log_std"):
+            _configure_log_std()
+        if sleep < 0:
+            raise CommandError(f"--sleep is {sleep}; it must be 0 or more seconds.")
+
+        try:
+            autodiscover()
+        except TaskModuleError as error:
+            raise CommandError(str(error)) from error
+        _require_tables()
+        self._tasks._pool_runner.on_free = self.sig_manager.wake
+        duties = Duties(self._tasks)
+        deadline = time.monotonic() + duration if duration > 0 else None
+        try:
+            while not self.sig_manager.kill_now and not _past(deadline):
+                duties.run_if_due()
+                if self._tasks.run_next_task(queue):
+                    self._pause()
+                else:
+                    close_old_connections()
+                    logger.debug("waiting for tasks")
+                    self.sig_manager.wait(_at_most(sleep, deadline))
+            self._drain()
+        except ForcedStop:
+            sys.exit(exit_code(self.sig_manager.signum))
+        finally:
+            self._tasks._pool_runner.on_free = lambda: None
+
+    def _pause(self) -> None:
+        """Rest between two tasks, when SIGUSR2 asked for it; at the fast pace there is no rest."""
+        if self.sig_manager.time_to_wait is not TTW_FAST:
+            self.sig_manager.wait(random.uniform(*self.sig_manager.time_to_wait))  # noqa: S311
+
+    def _drain(self) -> None:
+        """Wait for the tasks in threads; a second request to stop hands them back instead."""
+        while not self._tasks._pool_runner.drain(timeout=0.1):
+            if self.sig_manager.force_now:
+                hand_back_running()
+                raise ForcedStop
+
+
+def _past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _at_most(seconds: float, deadline: float | None) -> float:
+    return seconds if deadline is None else max(0.0, min(seconds, deadline - time.monotonic()))
+
+
+def _require_tables() -> None:
+    """Refuse to start without tables, rather than fail at every look; an outage is waited for."""
+    using = router.db_for_write(Task)
+    try:
+        tables = connections[using].introspection.table_names()
+    except TRANSIENT as error:
+        logger.warning("The database %r is unreachable (%s); trying again.", using, error)
+        return
+    if Task._meta.db_table not in tables:
+        raise CommandError(
+            f"The database {using!r} has no table {Task._meta.db_table}: run manage.py migrate."
+        )

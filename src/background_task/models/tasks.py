@@ -1,0 +1,400 @@
+"""The table of what waits or runs: ``background_task``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback as tracebacks
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.contrib.contenttypes.models import ContentType
+from django.db import models, router, transaction
+from django.db.models import F, Q, Value
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from background_task import vendors
+from background_task._compat import uuid7
+from background_task.exceptions import InvalidTaskError
+from background_task.models import rows
+from background_task.models.completed_tasks import CompletedTask
+from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
+from background_task.policies import arguments
+from background_task.policies.repetition import next_run, outlives_failure
+from background_task.policies.retries import backoff
+from background_task.settings import app_settings
+from background_task.signals import announce, task_failed, task_rescheduled
+from background_task.states import State
+
+logger = logging.getLogger("background_task.models")
+
+
+def _lease() -> timedelta:
+    return timedelta(seconds=app_settings.BACKGROUND_TASK_MAX_RUN_TIME)
+
+
+class TaskQuerySet(CreatedByQuerySet):
+    """Rows of ``background_task``."""
+
+    def unlocked(self, now: datetime) -> Self:
+        """Rows that nobody runs: not locked, or locked longer ago than ``MAX_RUN_TIME``."""
+        return self.filter(
+            Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - _lease())
+        )
+
+    def locked(self, now: datetime) -> Self:
+        """Rows that somebody runs: locked, and no longer ago than ``MAX_RUN_TIME``."""
+        return self.filter(locked_by__isnull=False, locked_at__gte=now - _lease())
+
+    def due(self, now: datetime, queue: str | None = None) -> Self:
+        """Rows that may run at ``now``, the most urgent first; equals in the order they came."""
+        ready = self.unlocked(now).filter(run_at__lte=now, failed_at=None)
+        if queue:
+            ready = ready.filter(queue=queue)
+        order = f"{app_settings.BACKGROUND_TASK_PRIORITY_ORDERING}priority"
+        return ready.order_by(order, "run_at", "id")
+
+
+class TaskManager(models.Manager["Task"]):
+    """``Task.objects``."""
+
+    def get_queryset(self) -> TaskQuerySet:
+        return TaskQuerySet(self.model, using=self._db)
+
+    def created_by(self, creator: models.Model) -> TaskQuerySet:
+        """Return the tasks that ``creator``, a saved model instance, asked for."""
+        return self.get_queryset().created_by(creator)
+
+    def find_available(self, queue: str | None = None) -> TaskQuerySet:
+        """Return the rows that may run now, of ``queue``, or of every queue when it is falsy.
+
+        With ``BACKGROUND_TASK_RUN_ASYNC`` it is cut to as many as this process has free threads.
+        """
+        now = vendors.now(self.get_queryset().db)
+        ready = self.get_queryset().due(now, queue)
+        if not app_settings.BACKGROUND_TASK_RUN_ASYNC:
+            return ready
+        mine = self.get_queryset().locked(now).filter(worker_id=rows.this_worker())
+        free = app_settings.BACKGROUND_TASK_ASYNC_THREADS - mine.count()
+        return ready[:free] if free > 0 else self.get_queryset().none()
+
+    def unlocked(self, now: datetime) -> TaskQuerySet:
+        """Return the rows that nobody runs at ``now``."""
+        return self.get_queryset().unlocked(now)
+
+    def locked(self, now: datetime) -> TaskQuerySet:
+        """Return the rows that somebody runs at ``now``."""
+        return self.get_queryset().locked(now)
+
+    def failed(self) -> TaskQuerySet:
+        """Return the rows that very old versions left here after their final failure."""
+        return self.get_queryset().filter(failed_at__isnull=False)
+
+    def new_task(
+        self,
+        task_name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        run_at: datetime | None = None,
+        priority: int | None = 0,
+        queue: str | None = None,
+        verbose_name: str | None = None,
+        creator: models.Model | None = None,
+        repeat: float | timedelta | None = None,
+        repeat_until: datetime | None = None,
+        remove_existing_tasks: bool = False,
+    ) -> Task:
+        """Return an unsaved task.
+
+        Args:
+            task_name: the registered name, at most 190 characters.
+            args, kwargs: what the function is called with; must be JSON.
+            run_at: the earliest start; now when None.
+            priority: see ``BACKGROUND_TASK_PRIORITY_ORDERING``.
+            queue: at most 190 characters; None is no queue.
+            verbose_name: shown in place of the name, at most 255 characters.
+            creator: any saved model instance.
+            repeat: seconds between runs, or a timedelta; not positive or None: once.
+            repeat_until: no repetition is made after this.
+            remove_existing_tasks: delete, at once, the unlocked rows with the same name and
+                arguments.
+
+        Raises:
+            InvalidArgumentType, InvalidArgumentValue: and then nothing was deleted either.
+        """
+        strict = app_settings.BACKGROUND_TASK_STRICT_DATETIMES
+        params = arguments.serialize(args or (), kwargs or {})
+        run_at = arguments.optional_moment("schedule run_at", run_at, strict=strict, stacklevel=3)
+        task = self.model(
+            task_name=arguments.task_name(task_name),
+            task_params=params,
+            task_hash=arguments.fingerprint(task_name, params),
+            priority=arguments.priority(priority),
+            run_at=run_at or timezone.now(),
+            queue=arguments.text("queue", queue, arguments.LONGEST_NAME),
+            verbose_name=arguments.text(
+                "verbose_name", verbose_name, arguments.LONGEST_VERBOSE_NAME
+            ),
+            creator=arguments.creator(creator),
+            repeat=arguments.period("repeat", repeat),
+            repeat_until=arguments.optional_moment(
+                "repeat_until", repeat_until, strict=strict, stacklevel=3
+            ),
+        )
+        if remove_existing_tasks:
+            self.get_queryset().filter(task_hash=task.task_hash, locked_at__isnull=True).delete()
+        return task
+
+    def get_task(self, task_name: str, args: Any = None, kwargs: Any = None) -> TaskQuerySet:
+        """Return the rows with this name and these arguments."""
+        params = arguments.serialize(args or (), kwargs or {})
+        return self.get_queryset().filter(task_hash=arguments.fingerprint(task_name, params))
+
+    def drop_task(
+        self, task_name: str, args: Any = None, kwargs: Any = None
+    ) -> tuple[int, dict[str, int]]:
+        """Delete the rows with this name and these arguments; returns what ``delete()`` does."""
+        return self.get_task(task_name, args, kwargs).delete()
+
+
+class Task(rows.Row):
+    """One task that waits or runs.
+
+    ``epoch`` counts the claims: together with the lock it tells one run from the next, so a worker
+    that lost its lock can write nothing. ``unique_key`` is what at most one live row may carry.
+    """
+
+    HOURLY = rows.HOURLY
+    DAILY = rows.DAILY
+    WEEKLY = rows.WEEKLY
+    EVERY_2_WEEKS = rows.EVERY_2_WEEKS
+    EVERY_4_WEEKS = rows.EVERY_4_WEEKS
+    NEVER = rows.NEVER
+    REPEAT_CHOICES = rows.REPEAT_CHOICES
+
+    creator_content_type = models.ForeignKey(
+        ContentType,
+        null=True,
+        blank=True,
+        related_name="background_task",
+        on_delete=models.CASCADE,
+    )
+    creator = CreatorForeignKey("creator_content_type", "creator_pk")
+    # What a GenericRelation in a project's own model looks for.
+    creator_by_number = GenericForeignKey("creator_content_type", "creator_object_id")
+
+    state = models.SmallIntegerField(choices=State.live(), null=True, blank=True, editable=False)
+    epoch = models.IntegerField(null=True, blank=True, editable=False)
+    unique_key = models.CharField(max_length=190, null=True, blank=True, editable=False)
+
+    objects = TaskManager()
+
+    class Meta:
+        db_table = "background_task"
+        indexes = [
+            models.Index(fields=["task_hash"], name="background_task_hash"),
+            models.Index(fields=["run_at"], name="background_task_due"),
+            models.Index(fields=["-priority", "run_at", "id"], name="background_task_urgency"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["result_id"], name="background_task_result_id"),
+            models.UniqueConstraint(fields=["unique_key"], name="background_task_unique_key"),
+        ]
+
+    def __str__(self) -> str:
+        return self.verbose_name or self.task_name
+
+    @property
+    def database(self) -> str:
+        """The alias of the database that holds, or will hold, the row."""
+        return self._state.db or router.db_for_write(type(self), instance=self)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""
+        self.locked_by = self.locked_by or None
+        now = timezone.now()
+        if self._state.adding:
+            self.result_id = self.result_id or uuid7()
+            self.enqueued_at = self.enqueued_at or now
+        if self.locked_by:
+            self.state = State.RUNNING
+        else:
+            self.state = State.READY if self.run_at <= now else State.SCHEDULED
+        fields = kwargs.get("update_fields")
+        if fields is not None and {"run_at", "locked_by"} & set(fields):
+            kwargs["update_fields"] = {*fields, "state"}
+        super().save(*args, **kwargs)
+
+    def params(self) -> tuple[Any, dict[str, Any]]:
+        """Return the arguments and keyword arguments, decoded."""
+        args, kwargs = json.loads(self.task_params)
+        return args, {str(key): value for key, value in kwargs.items()}
+
+    def lock(self, locked_by: str) -> Task | None:
+        """Take the row for a run; returns it anew, or None when somebody else holds it.
+
+        The database decides, in one conditional UPDATE, and its clock tells whether an older lock
+        has expired. What this instance remembers of the row does not matter.
+        """
+        now = vendors.now(self.database)
+        manager = Task.objects.using(self.database)
+        taken = (
+            manager.unlocked(now)
+            .filter(pk=self.pk)
+            .update(
+                locked_by=locked_by,
+                locked_at=now,
+                state=State.RUNNING,
+                epoch=Coalesce(F("epoch"), 0) + 1,
+                worker_id=rows.this_worker(),
+                started_at=Coalesce(F("started_at"), Value(now, models.DateTimeField())),
+                result_id=Coalesce(F("result_id"), Value(uuid7(), models.UUIDField())),
+            )
+        )
+        return manager.get(pk=self.pk) if taken else None
+
+    def hold(self) -> bool:
+        """Inside a transaction: keep the row from everybody else, if the run is still ours.
+
+        False means that the row was deleted, or handed to another run since this instance was
+        loaded; whoever gets False writes nothing. It is an UPDATE that changes nothing, rather
+        than a SELECT FOR UPDATE, because that makes SQLite take its write lock and wait for it.
+        """
+        return bool(
+            type(self)
+            ._base_manager.using(self.database)
+            .filter(
+                pk=self.pk,
+                locked_by=self.locked_by,
+                locked_at=self.locked_at,
+                epoch=self.epoch,
+            )
+            .update(locked_by=F("locked_by"))
+        )
+
+    def increment_attempts(self) -> None:
+        """Count one more run, and store the count alone."""
+        self.attempts += 1
+        self.save(update_fields=["attempts"])
+
+    def has_reached_max_attempts(self) -> bool:
+        """Tell whether no attempt is left."""
+        return self.attempts >= app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
+
+    def is_repeating_task(self) -> bool:
+        """Tell whether the task runs again after it succeeded."""
+        return self.repeat > self.NEVER
+
+    def reschedule(
+        self,
+        type: type[BaseException] | None,  # noqa: A002 - the predecessor's name
+        err: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Record a failed attempt: set the time of the next one, or move the row to the history.
+
+        The history is reached when no attempt is left or ``err`` is an ``InvalidTaskError``. All of
+        it is one transaction.
+        """
+        with transaction.atomic(using=self.database):
+            self.last_error = self._extract_error(type, err, traceback)
+            self.attempts += 1
+            if self.has_reached_max_attempts() or isinstance(err, InvalidTaskError):
+                self._fail()
+            else:
+                self._retry()
+
+    def _fail(self) -> None:
+        self.failed_at = vendors.now(self.database)
+        logger.warning("Marking task %s as failed", self)
+        self.save(update_fields=["attempts", "last_error", "failed_at"])
+        completed = self.create_completed_task()
+        announce(
+            task_failed,
+            self.__class__,
+            using=self.database,
+            task_id=self.id,
+            completed_task=completed,
+        )
+        if outlives_failure(self.unique_key):
+            self.create_repetition()
+        self.delete()
+
+    def _retry(self) -> None:
+        delay = backoff(self.attempts, app_settings.BACKOFF_MULTIPLIER)
+        self.run_at = vendors.now(self.database) + delay
+        logger.warning("Rescheduling task %s for %s later at %s", self, delay, self.run_at)
+        announce(task_rescheduled, self.__class__, using=self.database, task=self)
+        self.locked_by = None
+        self.locked_at = None
+        self.save(force_update=True)
+
+    def create_completed_task(self) -> CompletedTask:
+        """Store and return the history row of this task; its ``run_at`` is the time of the end."""
+        return CompletedTask.objects.using(self.database).create(
+            **{name: getattr(self, name) for name in _COPIED},
+            run_at=vendors.now(self.database),
+            state=State.FAILED if self.failed_at else State.SUCCESSFUL,
+        )
+
+    def create_repetition(self) -> Task | None:
+        """Store and return the next row of the chain; None when the chain ends here.
+
+        It gets a new id and public id, no attempts, and the phase of this row.
+        """
+        run_at = next_run(self.run_at, self.repeat, self.repeat_until, vendors.now(self.database))
+        if run_at is None:
+            return None
+        following = Task(
+            **{name: getattr(self, name) for name in _REPEATED},
+            run_at=run_at,
+        )
+        if self.unique_key:
+            # At most one live row may carry the key, and this one lives a moment longer.
+            type(self)._base_manager.using(self.database).filter(pk=self.pk).update(unique_key=None)
+        following.save(using=self.database)
+        return following
+
+    @staticmethod
+    def _extract_error(
+        type: type[BaseException] | None,  # noqa: A002
+        err: BaseException | None,
+        tb: TracebackType | None,
+    ) -> str:
+        """Return the traceback as text, without what PostgreSQL cannot store."""
+        text = "".join(tracebacks.format_exception(type, err, tb))
+        return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+_REPEATED = (
+    "task_name",
+    "task_params",
+    "task_hash",
+    "verbose_name",
+    "priority",
+    "repeat",
+    "repeat_until",
+    "queue",
+    "creator_content_type_id",
+    "creator_object_id",
+    "creator_key",
+    "backend",
+    "options",
+    "unique_key",
+)
+_COPIED = (
+    *(name for name in _REPEATED if name != "unique_key"),
+    "attempts",
+    "failed_at",
+    "last_error",
+    "locked_by",
+    "locked_at",
+    "result_id",
+    "enqueued_at",
+    "started_at",
+    "worker_id",
+    "losses",
+)

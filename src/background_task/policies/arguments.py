@@ -1,0 +1,214 @@
+"""What a call of a task may carry, and the bytes it is stored as.
+
+Every function either returns the value to store or raises :class:`InvalidArgumentType` or
+:class:`InvalidArgumentValue` with the name of the argument, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from hashlib import sha1
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+from django.utils.functional import Promise
+
+from background_task.exceptions import InvalidArgumentType, InvalidArgumentValue
+
+LONGEST_NAME = 190
+LONGEST_VERBOSE_NAME = 255
+INTEGER = range(-(2**31), 2**31)
+SECONDS = range(-(10**11), 10**11)  # some 3,000 years: what a date can still be moved by
+
+
+def serialize(args: Any, kwargs: Any) -> str:
+    """Return the JSON text that is stored as ``task_params``.
+
+    The bytes are the predecessor's: Python's default separators, ASCII, keys sorted. What JSON
+    changes without complaint (a tuple becomes a list, a number as a key becomes text) is accepted.
+    """
+    try:
+        return json.dumps((args, kwargs), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        where = _first_unserializable(args, kwargs)
+        remedy = "pass plain values: text, numbers, booleans, None, lists and dicts of them"
+        raise InvalidArgumentType(
+            f"{where} cannot be stored as JSON ({error or type(error).__name__}); {remedy}. "
+            "For a model instance pass its primary key, for a date its isoformat()."
+        ) from error
+
+
+def _first_unserializable(args: Any, kwargs: Any) -> str:
+    named: list[tuple[str, Any]] = []
+    if isinstance(args, list | tuple):
+        named += [(f"Positional argument {i}", value) for i, value in enumerate(args, 1)]
+    if isinstance(kwargs, Mapping):
+        named += [(f"Argument {key!r}", value) for key, value in kwargs.items()]
+    for name, value in named:
+        try:
+            json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError, RecursionError):
+            return f"{name} of type {type(value).__name__}"
+    return "The arguments of the task"
+
+
+def fingerprint(task_name: str, task_params: str) -> str:
+    """Return the ``task_hash``: SHA-1 over name and arguments, by which equal tasks are found."""
+    return sha1((task_name + task_params).encode(), usedforsecurity=False).hexdigest()
+
+
+def check_signature(name: str, function: Callable[..., Any], args: Any, kwargs: Any, options: Sequence[str]) -> None:
+    """Refuse a call that ``function`` could not be called with, misspelt options among them.
+
+    What is asked is the object that will be called, not what it wraps: a decorator that supplies
+    arguments of its own has the last word.
+    """
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # a builtin that does not tell; the worker will find out
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        message = f"{name}{signature} cannot be called like this: {error}."
+        accepted = [*signature.parameters, *options]
+        for unknown in [key for key in kwargs if key not in signature.parameters]:
+            message += did_you_mean(unknown, accepted)
+        if next(iter(signature.parameters), None) in ("self", "cls"):
+            message += " Methods cannot be tasks: make it a function and pass the primary key."
+        raise InvalidArgumentType(message) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a sentence that names the known word nearest to ``word``, or nothing."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {nearest[0]!r} instead of {word!r}?" if nearest else ""
+
+
+def text(argument: str, value: Any, longest: int) -> str | None:
+    """Check a short text that a database column of ``longest`` characters has to hold."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        if isinstance(value, Promise):  # a lazy translation
+            value = str(value)
+        else:
+            raise InvalidArgumentType(
+                f"{argument} must be text or None, not {type(value).__name__} ({value!r:.80})."
+            )
+    if len(value) > longest:
+        raise InvalidArgumentValue(
+            f"{argument} has {len(value)} characters, at most {longest} can be stored: "
+            f"shorten {value[:40]!r}…"
+        )
+    if "\x00" in value:
+        raise InvalidArgumentValue(f"{argument} contains a NUL character; remove it.")
+    return value
+
+
+def task_name(value: Any) -> str:
+    """Check the name of a task: text of 1 to 190 characters."""
+    checked = text("The task name", value, LONGEST_NAME)
+    if not checked:
+        raise InvalidArgumentValue(
+            "The task name is empty: give one of 1 to 190 characters, e.g. @background('my.name')."
+        )
+    return checked
+
+
+def whole_number(argument: str, value: Any, allowed: range) -> int:
+    """Check a whole number; a float that is one, such as 60.0, counts."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        raise InvalidArgumentType(
+            f"{argument} must be a whole number, not {type(value).__name__} ({value!r:.80})."
+        )
+    if value not in allowed:
+        raise InvalidArgumentValue(
+            f"{argument} is {value}; it must lie between {allowed.start} and {allowed.stop - 1}."
+        )
+    return value
+
+
+def priority(value: Any) -> int:
+    """Check a priority: any number that a 32-bit column holds; None is 0."""
+    return 0 if value is None else whole_number("priority", value, INTEGER)
+
+
+def period(argument: str, value: Any) -> int:
+    """Return ``value``, seconds or a timedelta, as whole seconds; None and 0 mean "never"."""
+    if value is None:
+        return 0
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, int | float):
+        raise InvalidArgumentType(
+            f"{argument} must be a number of seconds or a timedelta, not "
+            f"{type(value).__name__} ({value!r:.80})."
+        )
+    if not math.isfinite(value) or value != int(value):
+        raise InvalidArgumentValue(
+            f"{argument} is {value}; it must be a whole number of seconds, 1 at least."
+        )
+    return whole_number(argument, int(value), SECONDS)
+
+
+def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2) -> datetime:
+    """Return ``value`` as the kind of datetime the project stores.
+
+    Under ``USE_TZ`` a naive value is read in the project's time zone, with a warning, or refused
+    when ``strict``. Without ``USE_TZ`` an aware value is moved into the project's time zone.
+    """
+    if settings.USE_TZ and timezone.is_naive(value):
+        zone = timezone.get_default_timezone_name()
+        if strict:
+            raise InvalidArgumentValue(
+                f"{argument} is the naive datetime {value}, which BACKGROUND_TASK_STRICT_DATETIMES "
+                "refuses: pass an aware one, e.g. timezone.now() + timedelta(minutes=5)."
+            )
+        warnings.warn(
+            f"{argument} is the naive datetime {value} while USE_TZ is on; it is read in the time "
+            f"zone {zone}. Pass an aware one, e.g. timezone.now() + timedelta(minutes=5).",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
+        return timezone.make_aware(value, timezone.get_default_timezone())
+    if not settings.USE_TZ and timezone.is_aware(value):
+        return timezone.make_naive(value, timezone.get_default_timezone())
+    return value
+
+
+def optional_moment(argument: str, value: Any, *, strict: bool, stacklevel: int = 2) -> datetime | None:
+    """The same for an argument that may be None."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise InvalidArgumentType(
+            f"{argument} must be a datetime or None, not {type(value).__name__} ({value!r:.80})."
+        )
+    return moment(argument, value, strict=strict, stacklevel=stacklevel + 1)
+
+
+def creator(value: Any) -> models.Model | None:
+    """Check a creator: a model instance that is saved."""
+    if value is None:
+        return None
+    # A lazy object (request.user) answers for what it wraps.
+    if not isinstance(value, models.Model):
+        raise InvalidArgumentType(
+            f"creator must be a model instance or None, not {type(value).__name__} ({value!r:.80})."
+        )
+    if value.pk is None or value._state.adding:
+        raise InvalidArgumentValue(
+            f"creator is a {type(value).__name__} that is not saved: call its save() first."
+        )
+    return value

@@ -1,0 +1,89 @@
+"""Every setting: name, type, default, sentence.
+
+Settings are read at each access, so ``override_settings`` works. The predecessor's bare names
+``MAX_ATTEMPTS`` and ``MAX_RUN_TIME`` are read as before; a name that starts with
+``BACKGROUND_TASK_`` wins over the bare one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+from django.conf import settings
+
+try:
+    cpu_count: int = multiprocessing.cpu_count()
+except NotImplementedError:
+    cpu_count = 1
+
+
+def _first(default: Any, *names: str) -> Any:
+    for name in names:
+        if hasattr(settings, name):
+            return getattr(settings, name)
+    return default
+
+
+class AppSettings:
+    """The settings of the project, with the defaults filled in."""
+
+    @property
+    def MAX_ATTEMPTS(self) -> int:
+        """int, 25: how many times a task is tried before it has failed for good."""
+        return int(_first(25, "BACKGROUND_TASK_MAX_ATTEMPTS", "MAX_ATTEMPTS"))
+
+    @property
+    def BACKGROUND_TASK_MAX_ATTEMPTS(self) -> int:
+        """int, 25: the same as ``MAX_ATTEMPTS``; read first."""
+        return self.MAX_ATTEMPTS
+
+    @property
+    def MAX_RUN_TIME(self) -> float:
+        """seconds, 3600: the age at which the lock of a run may be taken over by another worker."""
+        return float(_first(3600, "BACKGROUND_TASK_MAX_RUN_TIME", "MAX_RUN_TIME"))
+
+    @property
+    def BACKGROUND_TASK_MAX_RUN_TIME(self) -> float:
+        """seconds, 3600: the same as ``MAX_RUN_TIME``; read first."""
+        return self.MAX_RUN_TIME
+
+    @property
+    def BACKGROUND_TASK_RUN_ASYNC(self) -> bool:
+        """bool, False: run the tasks of one worker in a pool of threads."""
+        return bool(_first(False, "BACKGROUND_TASK_RUN_ASYNC"))
+
+    @property
+    def BACKGROUND_TASK_ASYNC_THREADS(self) -> int:
+        """int, the number of cores: the size of that pool, fixed when the worker is imported."""
+        return int(_first(cpu_count, "BACKGROUND_TASK_ASYNC_THREADS"))
+
+    @property
+    def BACKGROUND_TASK_PRIORITY_ORDERING(self) -> str:
+        """"DESC" or "ASC", "DESC": whether the highest or the lowest number runs first.
+
+        The property returns what ``order_by`` takes: ``"-"`` or ``""``. Anything but ``"ASC"``
+        means ``"DESC"``.
+        """
+        return "" if _first("DESC", "BACKGROUND_TASK_PRIORITY_ORDERING") == "ASC" else "-"
+
+    @property
+    def BACKOFF_MULTIPLIER(self) -> float:
+        """number, 4: the exponent of the retry ladder, ``attempts ** 4 + 5`` seconds."""
+        return float(_first(4, "BACKGROUND_TASK_BACKOFF_MULTIPLIER", "BACKOFF_MULTIPLIER"))
+
+    @property
+    def BACKGROUND_TASK_STRICT_DATETIMES(self) -> bool:
+        """bool, False: refuse naive datetimes under ``USE_TZ`` instead of warning."""
+        return bool(_first(False, "BACKGROUND_TASK_STRICT_DATETIMES"))
+
+    @property
+    def BACKGROUND_TASK_STRICT_DISCOVERY(self) -> bool:
+        """bool, False: let a broken ``tasks.py`` of an installed package stop the worker too.
+
+        One in the project's own code always does.
+        """
+        return bool(_first(False, "BACKGROUND_TASK_STRICT_DISCOVERY"))
+
+
+app_settings = AppSettings()

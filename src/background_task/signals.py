@@ -1,0 +1,79 @@
+"""The signals of the predecessor, with its senders and arguments.
+
+==================  ===========================  ==============================
+signal              sender                       arguments
+==================  ===========================  ==============================
+task_created        the runner's class           ``task``
+task_started        ``Task``                     –
+task_finished       ``Task``                     – (after success and failure)
+task_successful     ``Task``                     ``task_id``, ``completed_task``
+task_error          the exception's class        ``task``
+task_rescheduled    ``Task``                     ``task``
+task_failed         ``Task``                     ``task_id``, ``completed_task``
+==================  ===========================  ==============================
+
+``task_successful``, ``task_rescheduled`` and ``task_failed`` are sent inside the transaction that
+records the outcome: what a receiver writes is kept if, and only if, the outcome is. Work that is
+slow or leaves the database belongs in ``transaction.on_commit``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from django.db import DatabaseError, connections, transaction
+from django.dispatch import Signal
+
+from background_task.settings import app_settings
+
+task_created = Signal()
+task_error = Signal()
+task_rescheduled = Signal()
+task_failed = Signal()
+task_successful = Signal()
+task_started = Signal()
+task_finished = Signal()
+
+
+def announce(signal: Signal, sender: Any, *, using: str | None = None, **arguments: Any) -> None:
+    """Send ``signal`` so that no receiver can harm the run it is told about.
+
+    Exceptions are logged by Django's own dispatcher (logger ``django.dispatch``) and go no
+    further. With ``using``, a transaction is open on that database: the receivers run in a
+    savepoint which is given up when one of them raises, since on PostgreSQL a failed statement
+    would otherwise take the whole transaction with it.
+    """
+    if using is None or not signal.has_listeners(sender):
+        signal.send_robust(sender, **arguments)
+        return
+    with contextlib.suppress(_ReceiverFailed), transaction.atomic(using=using):
+        responses = signal.send_robust(sender, **arguments)
+        if any(isinstance(response, Exception) for _, response in responses):
+            raise _ReceiverFailed
+        # A receiver may have caught a database error that still broke the transaction.
+        if not connections[using].is_usable():
+            raise _ReceiverFailed
+
+
+class _ReceiverFailed(DatabaseError):
+    """Gives up the savepoint of :func:`announce`; never leaves it."""
+
+
+def reset_queries(**kwargs: Any) -> None:
+    """Forget the queries that DEBUG collects, when tasks run in threads that never end."""
+    if app_settings.BACKGROUND_TASK_RUN_ASYNC:
+        for connection in connections.all(initialized_only=True):
+            connection.queries_log.clear()
+
+
+def close_old_connections(**kwargs: Any) -> None:
+    """Close the thread's connections that are past their lifetime, between two tasks."""
+    if app_settings.BACKGROUND_TASK_RUN_ASYNC:
+        for connection in connections.all(initialized_only=True):
+            connection.close_if_unusable_or_obsolete()
+
+
+task_started.connect(reset_queries)
+task_started.connect(close_old_connections)
+task_finished.connect(close_old_connections)

@@ -1,0 +1,104 @@
+"""Record how a run ended: the run's own row, its history, and the next of its chain, at once."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import F
+
+from background_task.models import CompletedTask, Task
+from background_task.signals import announce, task_successful
+from background_task.states import State
+from background_task.storage.transient import persevere
+
+# Row values that tell one run from another; they are compared, never carried over.
+_RUN = {"locked_by", "locked_at", "epoch", "worker_id", "state", "result_id"}
+
+
+def succeed(task: Task) -> CompletedTask | None:
+    """Move the row to the history and add the next of its chain; None when the run is not ours.
+
+    An operator's edits made while the task ran are kept: the row is read anew before it is copied.
+    """
+
+    def verb() -> CompletedTask | None:
+        with transaction.atomic(using=task.database):
+            if not task.hold():
+                return None
+            task.refresh_from_db()
+            task.increment_attempts()
+            completed = task.create_completed_task()
+            announce(
+                task_successful,
+                task.__class__,
+                using=task.database,
+                task_id=task.pk,
+                completed_task=completed,
+            )
+            task.create_repetition()
+            task.delete()
+            return completed
+
+    return _unless_undone(task, "record a success", verb)
+
+
+def fail(
+    task: Task, error: BaseException, traceback: TracebackType | None, edits: dict[str, Any]
+) -> bool:
+    """Record a failed attempt by ``task.reschedule()``; False when the run is not ours.
+
+    Args:
+        task: the row as it was claimed.
+        error, traceback: what the attempt raised.
+        edits: fields that a receiver of ``task_error`` set on ``task`` without storing them.
+    """
+
+    def verb() -> bool:
+        with transaction.atomic(using=task.database):
+            if not task.hold():
+                return False
+            task.refresh_from_db()
+            for name, value in edits.items():
+                setattr(task, name, value)
+            task.reschedule(type(error), error, traceback)
+            return True
+
+    return _unless_undone(task, "record a failure", verb)
+
+
+def _unless_undone(task: Task, act: str, verb: Any) -> Any:
+    """Run ``verb`` against transient errors, each time from the task as it was claimed."""
+    claimed = dict(task.__dict__)
+
+    def anew() -> Any:
+        task.__dict__.update(claimed)
+        return verb()
+
+    return persevere(task.database, act, anew)
+
+
+def snapshot(task: models.Model) -> dict[str, Any]:
+    """Return the values of the fields that may be edited while a task runs."""
+    return {
+        field.attname: getattr(task, field.attname)
+        for field in task._meta.concrete_fields
+        if field.attname not in _RUN
+    }
+
+
+def hand_back(task: Task) -> bool:
+    """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
+    held = Task.objects.using(task.database).filter(
+        pk=task.pk, locked_by=task.locked_by, locked_at=task.locked_at, epoch=task.epoch
+    )
+    return persevere(
+        task.database,
+        "hand back a task",
+        lambda: bool(
+            held.update(
+                locked_by=None, locked_at=None, state=State.READY, epoch=F("epoch") + 1
+            )
+        ),
+    )

@@ -1,0 +1,386 @@
+"""The registry of tasks, and the runner that takes and runs them one by one.
+
+This is the predecessor's module: its names, its hooks and its order of events are a contract.
+``process_tasks`` calls ``tasks.run_next_task(queue)``, which goes through
+``tasks._runner.run_next_task`` → ``get_task_to_run`` → ``run_task`` → ``tasks.run_task`` →
+``tasks._bg_runner``; a project may replace any of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.db import connections, models, router, transaction
+from django.utils import timezone
+
+from background_task import signals
+from background_task.api.proxy import TaskProxy, check_every
+from background_task.exceptions import BackgroundTaskError, InvalidArgumentType
+from background_task.models import Task
+from background_task.policies import arguments
+from background_task.policies.schedules import TaskSchedule
+from background_task.settings import app_settings
+from background_task.states import State
+from background_task.storage import claim, finish
+from background_task.storage.transient import TRANSIENT
+from background_task.utils import ForcedStop, interruptible
+from background_task.discovery import autodiscover
+
+__all__ = [
+    "BackgroundTaskError",
+    "DBTaskRunner",
+    "PoolRunner",
+    "Task",
+    "TaskProxy",
+    "TaskSchedule",
+    "Tasks",
+    "app_settings",
+    "autodiscover",
+    "bg_runner",
+    "logger",
+    "signals",
+    "tasks",
+]
+
+logger = logging.getLogger("background_task.tasks")
+
+# The rows whose functions run in this process now, so that a forced stop can hand them back.
+_running: dict[int, Task] = {}
+_running_lock = threading.Lock()
+
+
+def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
+    """Run the function of ``proxy_task`` and record how it ended. Never raises what a task raised.
+
+    With a ``Task`` the arguments are those of the row. Otherwise they are ``args`` and ``kwargs``,
+    and a stored row with the same name and arguments, if there is one, counts as what was run.
+    Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
+    """
+    signals.announce(signals.task_started, Task)
+    try:
+        if isinstance(task, Task):
+            args, kwargs = task.params()
+        else:
+            task = _stored_row(proxy_task, args, kwargs)
+        with _counted_as_running(task), interruptible():
+            _call(proxy_task, args, kwargs)
+        _back_to_autocommit()
+        if task is not None and finish.succeed(task) is None:
+            logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
+        elif task is not None:
+            logger.info("Ran task and deleting %s", task)
+    except ForcedStop:
+        if task is not None:
+            finish.hand_back(task)
+        raise
+    except BaseException as error:
+        _record_failure(proxy_task, task, error)
+    finally:
+        signals.announce(signals.task_finished, Task)
+
+
+def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
+    rows = Task.objects.get_task(getattr(proxy_task, "name", ""), args, kwargs)
+    queue = getattr(proxy_task, "queue", None)
+    return (rows.filter(queue=queue) if queue else rows).order_by("id").first()
+
+
+def _call(proxy_task: Any, args: Any, kwargs: Any) -> None:
+    function = getattr(proxy_task, "task_function", None)
+    if function is None:
+        raise BackgroundTaskError(f"{proxy_task!r} has no task_function to call.")
+    if inspect.iscoroutinefunction(function):
+        function = async_to_sync(function)
+    function(*args, **kwargs)
+
+
+def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) -> None:
+    """Log, announce and store that a run failed; called while ``error`` is being handled."""
+    name = task or getattr(proxy_task, "name", proxy_task)
+    logger.error("Rescheduling %s", name, exc_info=error)
+    if task is None:
+        return
+    _back_to_autocommit()
+    before = finish.snapshot(task)
+    signals.announce(signals.task_error, type(error), task=task)
+    edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
+    try:
+        if not finish.fail(task, error, error.__traceback__, edits):
+            logger.warning("%s has failed, but its row was deleted or taken over meanwhile", task)
+    except Exception:
+        logger.exception(
+            "The failure of %s could not be recorded; it stays locked until MAX_RUN_TIME is over, "
+            "and will then run again",
+            task,
+        )
+
+
+def _back_to_autocommit() -> None:
+    """Roll back what a task left open by hand, so that the outcome is not left uncommitted too."""
+    for connection in connections.all(initialized_only=True):
+        if (
+            connection.connection is not None
+            and not connection.in_atomic_block
+            and connection.settings_dict["AUTOCOMMIT"]
+            and not connection.get_autocommit()
+        ):
+            connection.rollback()
+            connection.set_autocommit(True)
+
+
+@contextmanager
+def _counted_as_running(task: Task | None) -> Iterator[None]:
+    key = threading.get_ident()
+    if task is not None:
+        with _running_lock:
+            _running[key] = task
+    try:
+        yield
+    finally:
+        with _running_lock:
+            _running.pop(key, None)
+
+
+def hand_back_running() -> None:
+    """Unlock the rows that run in this process, which is about to end without waiting for them."""
+    with _running_lock:
+        interrupted = list(_running.values())
+        _running.clear()
+    for task in interrupted:
+        if finish.hand_back(task):
+            logger.warning("Handed back %s, which had not finished", task)
+
+
+class PoolRunner:
+    """Runs tasks in a pool of threads, made when it is first needed."""
+
+    _pool_instance: ThreadPool | None = None
+
+    def __init__(self, bg_runner: Callable[..., None], num_processes: int) -> None:
+        self._bg_runner = bg_runner
+        self._num_processes = num_processes
+        self._busy = 0
+        self._changed = threading.Condition()
+        self.on_free: Callable[[], None] = lambda: None
+
+    @property
+    def _pool(self) -> ThreadPool:
+        if self._pool_instance is None:
+            self._pool_instance = ThreadPool(processes=self._num_processes)
+        return self._pool_instance
+
+    @property
+    def free(self) -> int:
+        """How many threads have nothing to do."""
+        return self._num_processes - self._busy
+
+    @property
+    def busy(self) -> int:
+        """How many tasks run or wait for a thread."""
+        return self._busy
+
+    def run(self, proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
+        """Hand the run to a thread and return at once."""
+        with self._changed:
+            self._busy += 1
+        self._pool.apply_async(self._job, (proxy_task, task, *args), kwargs)
+
+    __call__ = run
+
+    def _job(self, proxy_task: Any, task: Task | None, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._bg_runner(proxy_task, task, *args, **kwargs)
+        except BaseException:
+            logger.exception("A thread of the pool failed")
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+            self.on_free()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until no task runs, for ``timeout`` seconds at most; tells whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, timeout)
+
+
+class DBTaskRunner:
+    """Stores tasks in, and takes them from, the database. Made to be subclassed."""
+
+    def __init__(self) -> None:
+        self.worker_name = str(os.getpid())
+
+    def schedule(
+        self,
+        task_name: str,
+        args: Any,
+        kwargs: Any,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        action: int = TaskSchedule.SCHEDULE,
+        queue: str | None = None,
+        verbose_name: str | None = None,
+        creator: models.Model | None = None,
+        repeat: float | timedelta | None = None,
+        repeat_until: datetime | None = None,
+        remove_existing_tasks: bool = False,
+    ) -> Task | None:
+        """Store a task and return it; None when ``action`` found one that is queued already.
+
+        It joins the caller's transaction. What ``remove_existing_tasks`` deletes comes back when
+        the new row cannot be stored. For the arguments see :meth:`TaskManager.new_task`.
+        """
+        create = functools.partial(
+            Task.objects.new_task,
+            task_name,
+            args,
+            kwargs,
+            run_at,
+            priority,
+            queue,
+            verbose_name,
+            creator,
+            repeat,
+            repeat_until,
+        )
+        if action != TaskSchedule.SCHEDULE:
+            task = create(remove_existing_tasks)
+            if self._is_queued(task, action):
+                return None
+            task.save()
+        elif remove_existing_tasks:
+            with transaction.atomic(using=router.db_for_write(Task)):
+                task = create(remove_existing_tasks)
+                task.save()
+        else:
+            task = create()
+            task.save()
+        signals.task_created.send(sender=self.__class__, task=task)
+        return task
+
+    @staticmethod
+    def _is_queued(task: Task, action: int) -> bool:
+        existing = Task.objects.get_queryset().filter(task_hash=task.task_hash)
+        existing = existing.unlocked(timezone.now())
+        if task.queue:
+            existing = existing.filter(queue=task.queue)
+        if action == TaskSchedule.RESCHEDULE_EXISTING:
+            state = State.READY if task.run_at <= timezone.now() else State.SCHEDULED
+            return bool(
+                existing.update(run_at=task.run_at, priority=task.priority, state=state)
+            )
+        return existing.exists()
+
+    def get_task_to_run(self, tasks: Tasks, queue: str | None = None) -> Task | None:
+        """Lock the next task and return it; None when there is none, or no database."""
+        if app_settings.BACKGROUND_TASK_RUN_ASYNC and tasks._pool_runner.free <= 0:
+            return None
+        try:
+            return claim.claim_next(tasks._tasks.keys(), queue, self.worker_name)
+        except TRANSIENT as error:
+            logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
+            return None
+
+    def run_task(self, tasks: Tasks, task: Task) -> None:
+        """Run a task that is locked."""
+        logger.info("Running %s", task)
+        tasks.run_task(task)
+
+    def run_next_task(self, tasks: Tasks, queue: str | None = None) -> bool:
+        """Take and run one task; False when there was none."""
+        task = self.get_task_to_run(tasks, queue)
+        if task:
+            self.run_task(tasks, task)
+            return True
+        return False
+
+
+class Tasks:
+    """The registry: every function that was marked as a task, by name."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, TaskProxy] = {}
+        self._runner: Any = DBTaskRunner()
+        self._task_proxy_class: type[TaskProxy] = TaskProxy
+        self._bg_runner: Callable[..., None] = bg_runner
+        self._pool_runner = PoolRunner(bg_runner, app_settings.BACKGROUND_TASK_ASYNC_THREADS)
+
+    def background(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        schedule: Any = None,
+        queue: str | None = None,
+        remove_existing_tasks: bool = False,
+        every: float | timedelta | None = None,
+    ) -> Any:
+        """Mark a function as a task; works bare, with parentheses, and with arguments.
+
+        Args:
+            name: the name stored in the rows; ``module.function`` by default.
+            schedule: the default of the calls, see :class:`TaskSchedule`.
+            queue: the default of the calls; None is no queue.
+            remove_existing_tasks: the default of the calls.
+            every: seconds, or a timedelta. The worker then keeps exactly one chain of runs with this
+                period, without a call; it follows the code, and ends when the declaration is gone.
+
+        Raises:
+            InvalidArgumentType, InvalidArgumentValue: an argument is not as described.
+        """
+        function = name if callable(name) else None
+        given = None if callable(name) else name
+
+        def decorate(function: Callable[..., Any]) -> TaskProxy:
+            if not callable(function):
+                raise InvalidArgumentType(
+                    f"@background marks functions, not {type(function).__name__} ({function!r:.80})."
+                )
+            registered = arguments.task_name(given or f"{function.__module__}.{function.__name__}")
+            period = check_every(registered, function, every)
+            proxy = self._task_proxy_class(
+                registered,
+                function,
+                schedule,
+                arguments.text("queue", queue, arguments.LONGEST_NAME),
+                remove_existing_tasks,
+                self._runner,
+            )
+            proxy.every = period
+            self._tasks[registered] = proxy
+            return proxy
+
+        return decorate(function) if function else decorate
+
+    def run_task(
+        self, task_name: str | Task, args: Any = None, kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Run a task now: a row, or a function by its registered name.
+
+        Raises:
+            KeyError: nothing is registered under this name.
+        """
+        task = task_name if isinstance(task_name, Task) else None
+        proxy = self._tasks[task.task_name if task else str(task_name)]
+        run = (
+            self._pool_runner if app_settings.BACKGROUND_TASK_RUN_ASYNC else self._bg_runner
+        )
+        if task:
+            run(proxy, task)
+        else:
+            run(proxy, None, *(args or ()), **(kwargs or {}))
+
+    def run_next_task(self, queue: str | None = None) -> bool:
+        """Take and run one task of ``queue``, or of any queue; False when there was none."""
+        return bool(self._runner.run_next_task(self, queue))
+
+
+tasks = Tasks()

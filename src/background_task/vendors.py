@@ -1,0 +1,48 @@
+"""What differs between SQLite, PostgreSQL and MySQL/MariaDB; nothing else asks for the vendor."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from django.conf import settings
+from django.db import connections
+from django.utils import timezone
+
+_CLOCKS = {
+    "postgresql": "SELECT statement_timestamp()",
+    "mysql": "SELECT utc_timestamp(6)",
+}
+
+
+def now(using: str) -> datetime:
+    """Return the time of the database's own clock, which decides what is due and what is expired.
+
+    Aware under ``USE_TZ``, else naive in the project's time zone, like ``timezone.now()``. SQLite
+    lives on the caller's host and knows milliseconds only, so there the caller's clock is read: a
+    row stored a microsecond ago must be due.
+    """
+    connection = connections[using]
+    query = _CLOCKS.get(connection.vendor)
+    if query is None:
+        return timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        value: datetime = cursor.fetchone()[0]
+    if connection.vendor == "mysql":
+        value = value.replace(tzinfo=UTC)
+    if settings.USE_TZ:
+        return value.astimezone(UTC)
+    return timezone.make_naive(value) if timezone.is_aware(value) else value
+
+
+def begin_write(using: str, table: str) -> None:
+    """Take the write lock at the start of a transaction that reads before it writes.
+
+    SQLite gives a transaction that began by reading no chance to wait: when another writer was
+    faster, it fails at once with "database is locked", whatever the busy timeout. A statement that
+    writes no row takes the lock first. The other databases lock rows and need nothing.
+    """
+    connection = connections[using]
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute(f"UPDATE {connection.ops.quote_name(table)} SET id = id WHERE id = -1")  # noqa: S608

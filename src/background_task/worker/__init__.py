@@ -1,0 +1,1 @@
+"""Get work and stay alive: finding the tasks, the duties between them, and the signals."""

@@ -1,0 +1,90 @@
+"""What a worker does between tasks: keep the declared chains, and tell of rows nobody can run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from django.apps import apps
+from django.db.models import Count
+
+from background_task import vendors
+from background_task.api import startup
+from background_task.models import Task
+from background_task.storage import chains
+from background_task.storage.transient import TRANSIENT
+
+if TYPE_CHECKING:
+    from background_task.tasks import Tasks
+
+logger = logging.getLogger("background_task.tasks")
+
+INTERVAL = 60.0
+
+
+class Duties:
+    """Done when the worker starts and once a minute; survives a database that is away."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._reported: set[str] = set()
+        self._next = 0.0
+
+    def run_if_due(self) -> None:
+        """Do every duty, unless that was done within the last minute."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + INTERVAL
+        try:
+            startup.catch_up()
+            self.keep_declared_chains()
+            self.report_unknown_names()
+        except TRANSIENT as error:
+            logger.warning("The database is unreachable (%s); trying again later.", error)
+
+    def keep_declared_chains(self) -> None:
+        """Make the rows agree with what ``@background(every=…)`` declares in the code."""
+        declared = set()
+        for proxy in self._tasks._tasks.values():
+            if getattr(proxy, "every", 0):
+                wanted = proxy.declared_task()
+                declared.add(wanted.task_hash)
+                chains.ensure(
+                    wanted,
+                    declared=True,
+                    remove_existing=False,
+                    replace=lambda row, wanted=wanted: _declaration_changed(row, wanted),
+                )
+        for name in chains.end_undeclared(declared, _is_declared_here):
+            logger.info("%s is no longer declared with every=…: its chain has ended.", name)
+
+    def report_unknown_names(self) -> None:
+        """Warn, once for each name, of due rows whose name no ``tasks.py`` registers."""
+        rows = Task.objects.get_queryset()
+        due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
+        unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
+        for name, count in unknown:
+            if name not in self._reported:
+                self._reported.add(name)
+                logger.warning(
+                    "%d due row(s) are named %r, which no tasks.py of the installed apps "
+                    "registers: they wait until it does. Restore the task, start the worker that "
+                    "knows it, or delete the rows.",
+                    count,
+                    name,
+                )
+
+
+def _declaration_changed(row: Task, wanted: Task) -> bool:
+    return (row.queue, row.priority) != (wanted.queue, wanted.priority)
+
+
+def _is_declared_here(row: Task) -> bool:
+    """Tell whether the module that declared ``row`` belongs to an app of this project.
+
+    Another project may keep its tasks in the same database; what it declares is not ours to end.
+    """
+    module = json.loads(row.options or "{}").get("declared_in", "")
+    return any(f"{module}.".startswith(f"{config.name}.") for config in apps.get_app_configs())

@@ -1,0 +1,83 @@
+"""The settings of the tests. ``TEST_DATABASE`` chooses sqlite (default), postgresql or mysql."""
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+VENDOR = os.environ.get("TEST_DATABASE", "sqlite")
+TMP = Path(os.environ.get("TEST_TMP", "/tmp"))
+
+
+def _server(variable, engine, default):
+    url = urlsplit(os.environ.get(variable, default))
+    return {
+        "ENGINE": f"django.db.backends.{engine}",
+        "NAME": url.path.lstrip("/"),
+        "USER": unquote(url.username or ""),
+        "PASSWORD": unquote(url.password or ""),
+        "HOST": unquote(url.hostname or ""),
+        "PORT": url.port or "",
+    }
+
+
+if VENDOR == "sqlite":
+    DATABASE = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": TMP / "background_task.sqlite3",
+        # A file, so that threads and child processes see the same rows.
+        "TEST": {"NAME": TMP / f"test_background_task_{os.getpid()}.sqlite3"},
+        "OPTIONS": {"timeout": 20},
+    }
+elif VENDOR == "postgresql":
+    DATABASE = _server("TEST_POSTGRESQL", "postgresql", "postgresql://postgres@127.0.0.1:5432/postgres")
+elif VENDOR == "mysql":
+    try:
+        import MySQLdb  # noqa: F401
+    except ImportError:
+        import pymysql
+
+        pymysql.install_as_MySQLdb()
+    DATABASE = _server("TEST_MYSQL", "mysql", "mysql://root@127.0.0.1:3306/test")
+    DATABASE["OPTIONS"] = {"charset": "utf8mb4"}
+else:
+    raise ValueError(f"TEST_DATABASE is {VENDOR!r}; it must be sqlite, postgresql or mysql.")
+
+DATABASES = {"default": DATABASE}
+if "TEST_NAME" in os.environ:
+    # Child processes of a test work on its test database.
+    DATABASE["NAME"] = os.environ["TEST_NAME"]
+
+SECRET_KEY = "tests"
+USE_TZ = True
+TIME_ZONE = "Europe/Madrid"
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "project.urls"
+STATIC_URL = "static/"
+DEFAULT_AUTO_FIELD = os.environ.get("TEST_AUTO_FIELD", "django.db.models.BigAutoField")
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "background_task",
+    "project",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
