@@ -90,9 +90,7 @@ def importable_tasks(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 
 
 @register()
-def sensible_settings(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def sensible_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E004: a setting is not of the type it must have."""
     messages: list[CheckMessage] = []
     for name, lowest in (

@@ -4,8 +4,8 @@
 
     BackgroundTaskError
     ├── InvalidTaskError        raised by a task: "do not try me again"
-    ├── InvalidArgumentType     (TypeError)   refused at the call: an argument has the wrong type
-    ├── InvalidArgumentValue    (ValueError)  refused at the call: an argument has an impossible value
+    ├── ArgumentTypeError       (TypeError)   a call has an argument of the wrong type
+    ├── ArgumentValueError      (ValueError)  a call has an argument that cannot be meant
     └── TaskModuleError         (ImportError) a ``tasks.py`` cannot be imported
 """
 
@@ -26,11 +26,11 @@ class InvalidTaskError(BackgroundTaskError):
     """Raised inside a task to fail it for good: the attempts that are left are not used."""
 
 
-class InvalidArgumentType(BackgroundTaskError, TypeError):
+class ArgumentTypeError(BackgroundTaskError, TypeError):
     """A task was declared or called with an argument of the wrong type. Nothing was stored."""
 
 
-class InvalidArgumentValue(BackgroundTaskError, ValueError):
+class ArgumentValueError(BackgroundTaskError, ValueError):
     """A task was declared or called with an argument that cannot be meant. Nothing was stored."""
 
 

@@ -1,16 +1,16 @@
 """The signals of the predecessor, with its senders and arguments.
 
-==================  ===========================  ==============================
+==================  ===========================  ================================
 signal              sender                       arguments
-==================  ===========================  ==============================
+==================  ===========================  ================================
 task_created        the runner's class           ``task``
-task_started        ``Task``                     –
-task_finished       ``Task``                     – (after success and failure)
+task_started        ``Task``                     none
+task_finished       ``Task``                     none (after success and failure)
 task_successful     ``Task``                     ``task_id``, ``completed_task``
 task_error          the exception's class        ``task``
 task_rescheduled    ``Task``                     ``task``
 task_failed         ``Task``                     ``task_id``, ``completed_task``
-==================  ===========================  ==============================
+==================  ===========================  ================================
 
 ``task_successful``, ``task_rescheduled`` and ``task_failed`` are sent inside the transaction that
 records the outcome: what a receiver writes is kept if, and only if, the outcome is. Work that is
@@ -47,16 +47,16 @@ def announce(signal: Signal, sender: Any, *, using: str | None = None, **argumen
     if using is None or not signal.has_listeners(sender):
         signal.send_robust(sender, **arguments)
         return
-    with contextlib.suppress(_ReceiverFailed), transaction.atomic(using=using):
+    with contextlib.suppress(_ReceiverFailedError), transaction.atomic(using=using):
         responses = signal.send_robust(sender, **arguments)
         if any(isinstance(response, Exception) for _, response in responses):
-            raise _ReceiverFailed
+            raise _ReceiverFailedError
         # A receiver may have caught a database error that still broke the transaction.
         if not connections[using].is_usable():
-            raise _ReceiverFailed
+            raise _ReceiverFailedError
 
 
-class _ReceiverFailed(DatabaseError):
+class _ReceiverFailedError(DatabaseError):
     """Gives up the savepoint of :func:`announce`; never leaves it."""
 
 

@@ -25,7 +25,8 @@ from django.utils import timezone
 
 from background_task import signals
 from background_task.api.proxy import TaskProxy, check_every
-from background_task.exceptions import BackgroundTaskError, InvalidArgumentType
+from background_task.discovery import autodiscover
+from background_task.exceptions import BackgroundTaskError, ArgumentTypeError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule
@@ -34,7 +35,6 @@ from background_task.states import State
 from background_task.storage import claim, finish
 from background_task.storage.transient import TRANSIENT
 from background_task.utils import ForcedStop, interruptible
-from background_task.discovery import autodiscover
 
 __all__ = [
     "BackgroundTaskError",
@@ -276,9 +276,7 @@ class DBTaskRunner:
             existing = existing.filter(queue=task.queue)
         if action == TaskSchedule.RESCHEDULE_EXISTING:
             state = State.READY if task.run_at <= timezone.now() else State.SCHEDULED
-            return bool(
-                existing.update(run_at=task.run_at, priority=task.priority, state=state)
-            )
+            return bool(existing.update(run_at=task.run_at, priority=task.priority, state=state))
         return existing.exists()
 
     def get_task_to_run(self, tasks: Tasks, queue: str | None = None) -> Task | None:
@@ -330,19 +328,20 @@ class Tasks:
             schedule: the default of the calls, see :class:`TaskSchedule`.
             queue: the default of the calls; None is no queue.
             remove_existing_tasks: the default of the calls.
-            every: seconds, or a timedelta. The worker then keeps exactly one chain of runs with this
-                period, without a call; it follows the code, and ends when the declaration is gone.
+            every: seconds, or a timedelta. The worker then keeps exactly one chain of runs with
+                this period, without a call; it follows the code, and ends with the declaration.
 
         Raises:
-            InvalidArgumentType, InvalidArgumentValue: an argument is not as described.
+            ArgumentTypeError, ArgumentValueError: an argument is not as described.
         """
         function = name if callable(name) else None
         given = None if callable(name) else name
 
         def decorate(function: Callable[..., Any]) -> TaskProxy:
             if not callable(function):
-                raise InvalidArgumentType(
-                    f"@background marks functions, not {type(function).__name__} ({function!r:.80})."
+                raise ArgumentTypeError(
+                    f"@background marks functions, not {type(function).__name__} "
+                    f"({function!r:.80})."
                 )
             registered = arguments.task_name(given or f"{function.__module__}.{function.__name__}")
             period = check_every(registered, function, every)
@@ -370,9 +369,7 @@ class Tasks:
         """
         task = task_name if isinstance(task_name, Task) else None
         proxy = self._tasks[task.task_name if task else str(task_name)]
-        run = (
-            self._pool_runner if app_settings.BACKGROUND_TASK_RUN_ASYNC else self._bg_runner
-        )
+        run = self._pool_runner if app_settings.BACKGROUND_TASK_RUN_ASYNC else self._bg_runner
         if task:
             run(proxy, task)
         else:

@@ -118,4 +118,3 @@ def interruptible() -> Iterator[None]:
 def exit_code(signum: int | None) -> int:
     """Return the exit code of a worker that was forced to stop: 128 + the signal, as shells do."""
     return 128 + (signum or signal.SIGTERM)
-

@@ -8,7 +8,7 @@ VENDOR = os.environ.get("TEST_DATABASE", "sqlite")
 TMP = Path(os.environ.get("TEST_TMP", "/tmp"))
 
 
-def _server(variable, engine, default):
+def _server(variable: str, engine: str, default: str) -> dict[str, object]:
     url = urlsplit(os.environ.get(variable, default))
     return {
         "ENGINE": f"django.db.backends.{engine}",
@@ -21,7 +21,7 @@ def _server(variable, engine, default):
 
 
 if VENDOR == "sqlite":
-    DATABASE = {
+    DATABASE: dict[str, object] = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": TMP / "background_task.sqlite3",
         # A file, so that threads and child processes see the same rows.
@@ -29,7 +29,9 @@ if VENDOR == "sqlite":
         "OPTIONS": {"timeout": 20},
     }
 elif VENDOR == "postgresql":
-    DATABASE = _server("TEST_POSTGRESQL", "postgresql", "postgresql://postgres@127.0.0.1:5432/postgres")
+    DATABASE = _server(
+        "TEST_POSTGRESQL", "postgresql", "postgresql://postgres@127.0.0.1:5432/postgres"
+    )
 elif VENDOR == "mysql":
     try:
         import MySQLdb  # noqa: F401
@@ -42,7 +44,7 @@ elif VENDOR == "mysql":
 else:
     raise ValueError(f"TEST_DATABASE is {VENDOR!r}; it must be sqlite, postgresql or mysql.")
 
-DATABASES = {"default": DATABASE}
+DATABASES: dict[str, dict[str, object]] = {"default": DATABASE}
 if "TEST_NAME" in os.environ:
     # Child processes of a test work on its test database.
     DATABASE["NAME"] = os.environ["TEST_NAME"]

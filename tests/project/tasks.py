@@ -4,7 +4,6 @@ import os
 import time
 
 from background_task import background
-
 from project.models import Note
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from background_task.api import startup
-from background_task.exceptions import InvalidArgumentType, InvalidArgumentValue
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule
@@ -63,7 +63,7 @@ class TaskProxy:
         when ``RESCHEDULE_EXISTING`` or ``CHECK_EXISTING`` found the task queued already.
 
         Raises:
-            InvalidArgumentType, InvalidArgumentValue: nothing was stored, nothing removed.
+            ArgumentTypeError, ArgumentValueError: nothing was stored, nothing removed.
         """
         options = {key: kwargs.pop(key) for key in OPTIONS if key in kwargs}
         arguments.check_signature(self.name, self.task_function, args, kwargs, OPTIONS)
@@ -117,11 +117,11 @@ def check_every(name: str, function: Callable[..., Any], every: Any) -> int:
         return 0
     seconds = arguments.period("every", every)
     if seconds < 1:
-        raise InvalidArgumentValue(f"every is {every!r}; it must be at least 1 second.")
+        raise ArgumentValueError(f"every is {every!r}; it must be at least 1 second.")
     try:
         arguments.check_signature(name, function, (), {}, ())
-    except InvalidArgumentType as error:
-        raise InvalidArgumentType(
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(
             f"every={every!r} calls {name} without arguments, which it does not accept: give its "
             f"parameters defaults. ({error})"
         ) from None

@@ -47,9 +47,9 @@ def ensure_one(wanted: Task, schedule: TaskSchedule, *, remove_existing: bool) -
     """Make sure that one row like ``wanted`` waits or runs, now or when a worker starts.
 
     Returns the row that waits, or None when it runs already or could not be stored yet. A row that
-    waits is left alone, so that a restart neither delays nor repeats it. With ``remove_existing`` it
-    is made like ``wanted`` when the code has changed, when it has failed before, or when the call
-    names a time.
+    waits is left alone, so that a restart neither delays nor repeats it. With ``remove_existing``
+    it is made like ``wanted`` when the code has changed, when it has failed before, or when the
+    call names a time.
     """
 
     def differs(row: Task) -> bool:

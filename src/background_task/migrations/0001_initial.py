@@ -55,9 +55,7 @@ class Migration(migrations.Migration):
     dependencies = [("contenttypes", "0002_remove_content_type_name")]
 
     operations = [
-        migrations.CreateModel(
-            name="CompletedTask", fields=columns("completed_background_task")
-        ),
+        migrations.CreateModel(name="CompletedTask", fields=columns("completed_background_task")),
         migrations.CreateModel(
             name="Task",
             fields=columns("background_task"),

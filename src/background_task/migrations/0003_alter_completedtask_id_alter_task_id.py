@@ -1,7 +1,8 @@
 """A name that other histories hold; it does nothing here.
 
-Here: makemigrations wrote it into the predecessor's package on Django 6, and pip leaves it behind. The three known histories
-are branches beside each other, so that each of them is consistent; 0005 joins them.
+Makemigrations wrote it into the predecessor's package on Django 6, and pip leaves it there.
+The three known histories are branches beside each other, so that each of them is consistent;
+0005 joins them.
 """
 
 from django.db import migrations

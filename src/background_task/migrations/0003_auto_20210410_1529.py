@@ -1,7 +1,8 @@
 """A name that other histories hold; it does nothing here.
 
-Here: django4-background-tasks made the keys 64-bit. The three known histories
-are branches beside each other, so that each of them is consistent; 0005 joins them.
+Django4-background-tasks made the keys 64-bit.
+The three known histories are branches beside each other, so that each of them is consistent;
+0005 joins them.
 """
 
 from django.db import migrations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Self
+from typing import Self
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
@@ -15,7 +15,7 @@ from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
 from background_task.states import State
 
 
-class CompletedTaskQuerySet(CreatedByQuerySet):
+class CompletedTaskQuerySet(CreatedByQuerySet["CompletedTask"]):
     """Rows of ``background_task_completedtask``; also its manager."""
 
     def failed(self, within: timedelta | None = None) -> Self:
@@ -33,8 +33,8 @@ class CompletedTask(rows.Row):
     """One finished task.
 
     ``run_at`` is when it ended and ``locked_at`` when its last run began; ``attempts`` counts the
-    runs. ``failed_at`` is set only on final failure, while ``last_error`` also keeps the error of an
-    attempt that was retried with success.
+    runs. ``failed_at`` is set only on final failure, while ``last_error`` also keeps the error of
+    an attempt that was retried with success.
     """
 
     creator_content_type = models.ForeignKey(
@@ -53,7 +53,7 @@ class CompletedTask(rows.Row):
     )
     return_value = models.TextField(null=True, blank=True, editable=False)
 
-    objects: Any = CompletedTaskQuerySet.as_manager()
+    objects = CompletedTaskQuerySet.as_manager()
 
     class Meta:
         indexes = [models.Index(fields=["run_at"], name="background_task_finished")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
@@ -51,7 +51,10 @@ class HasCreator(models.Model):
         self.creator_object_id, self.creator_key = _split(pk)
 
 
-class CreatedByQuerySet(models.QuerySet[Any]):
+_Row = TypeVar("_Row", bound=models.Model)
+
+
+class CreatedByQuerySet(models.QuerySet[_Row]):
     """Adds the filter by creator."""
 
     def created_by(self, creator: models.Model) -> Self:

@@ -36,14 +36,12 @@ def _lease() -> timedelta:
     return timedelta(seconds=app_settings.BACKGROUND_TASK_MAX_RUN_TIME)
 
 
-class TaskQuerySet(CreatedByQuerySet):
+class TaskQuerySet(CreatedByQuerySet["Task"]):
     """Rows of ``background_task``."""
 
     def unlocked(self, now: datetime) -> Self:
         """Rows that nobody runs: not locked, or locked longer ago than ``MAX_RUN_TIME``."""
-        return self.filter(
-            Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - _lease())
-        )
+        return self.filter(Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - _lease()))
 
     def locked(self, now: datetime) -> Self:
         """Rows that somebody runs: locked, and no longer ago than ``MAX_RUN_TIME``."""
@@ -63,6 +61,10 @@ class TaskManager(models.Manager["Task"]):
 
     def get_queryset(self) -> TaskQuerySet:
         return TaskQuerySet(self.model, using=self._db)
+
+    def using(self, alias: str | None) -> TaskQuerySet:
+        """Return every row, of the database ``alias``."""
+        return self.get_queryset().using(alias)
 
     def created_by(self, creator: models.Model) -> TaskQuerySet:
         """Return the tasks that ``creator``, a saved model instance, asked for."""
@@ -123,7 +125,7 @@ class TaskManager(models.Manager["Task"]):
                 arguments.
 
         Raises:
-            InvalidArgumentType, InvalidArgumentValue: and then nothing was deleted either.
+            ArgumentTypeError, ArgumentValueError: and then nothing was deleted either.
         """
         strict = app_settings.BACKGROUND_TASK_STRICT_DATETIMES
         params = arguments.serialize(args or (), kwargs or {})
@@ -290,7 +292,7 @@ class Task(rows.Row):
 
     def reschedule(
         self,
-        type: type[BaseException] | None,  # noqa: A002 - the predecessor's name
+        type: type[BaseException] | None,
         err: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -334,11 +336,13 @@ class Task(rows.Row):
 
     def create_completed_task(self) -> CompletedTask:
         """Store and return the history row of this task; its ``run_at`` is the time of the end."""
-        return CompletedTask.objects.using(self.database).create(
+        completed = CompletedTask(
             **{name: getattr(self, name) for name in _COPIED},
             run_at=vendors.now(self.database),
             state=State.FAILED if self.failed_at else State.SUCCESSFUL,
         )
+        completed.save(using=self.database)
+        return completed
 
     def create_repetition(self) -> Task | None:
         """Store and return the next row of the chain; None when the chain ends here.
@@ -360,7 +364,7 @@ class Task(rows.Row):
 
     @staticmethod
     def _extract_error(
-        type: type[BaseException] | None,  # noqa: A002
+        type: type[BaseException] | None,
         err: BaseException | None,
         tb: TracebackType | None,
     ) -> str:

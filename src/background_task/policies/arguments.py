@@ -1,7 +1,7 @@
 """What a call of a task may carry, and the bytes it is stored as.
 
-Every function either returns the value to store or raises :class:`InvalidArgumentType` or
-:class:`InvalidArgumentValue` with the name of the argument, what was expected, and the remedy.
+Every function either returns the value to store or raises :class:`ArgumentTypeError` or
+:class:`ArgumentValueError` with the name of the argument, what was expected, and the remedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.functional import Promise
 
-from background_task.exceptions import InvalidArgumentType, InvalidArgumentValue
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 
 LONGEST_NAME = 190
 LONGEST_VERBOSE_NAME = 255
@@ -40,7 +40,7 @@ def serialize(args: Any, kwargs: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         where = _first_unserializable(args, kwargs)
         remedy = "pass plain values: text, numbers, booleans, None, lists and dicts of them"
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             f"{where} cannot be stored as JSON ({error or type(error).__name__}); {remedy}. "
             "For a model instance pass its primary key, for a date its isoformat()."
         ) from error
@@ -65,7 +65,9 @@ def fingerprint(task_name: str, task_params: str) -> str:
     return sha1((task_name + task_params).encode(), usedforsecurity=False).hexdigest()
 
 
-def check_signature(name: str, function: Callable[..., Any], args: Any, kwargs: Any, options: Sequence[str]) -> None:
+def check_signature(
+    name: str, function: Callable[..., Any], args: Any, kwargs: Any, options: Sequence[str]
+) -> None:
     """Refuse a call that ``function`` could not be called with, misspelt options among them.
 
     What is asked is the object that will be called, not what it wraps: a decorator that supplies
@@ -84,7 +86,7 @@ def check_signature(name: str, function: Callable[..., Any], args: Any, kwargs: 
             message += did_you_mean(unknown, accepted)
         if next(iter(signature.parameters), None) in ("self", "cls"):
             message += " Methods cannot be tasks: make it a function and pass the primary key."
-        raise InvalidArgumentType(message) from None
+        raise ArgumentTypeError(message) from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -97,20 +99,19 @@ def text(argument: str, value: Any, longest: int) -> str | None:
     """Check a short text that a database column of ``longest`` characters has to hold."""
     if value is None:
         return None
+    if isinstance(value, Promise):  # a lazy translation
+        value = str(value)
     if not isinstance(value, str):
-        if isinstance(value, Promise):  # a lazy translation
-            value = str(value)
-        else:
-            raise InvalidArgumentType(
-                f"{argument} must be text or None, not {type(value).__name__} ({value!r:.80})."
-            )
+        raise ArgumentTypeError(
+            f"{argument} must be text or None, not {type(value).__name__} ({value!r:.80})."
+        )
     if len(value) > longest:
-        raise InvalidArgumentValue(
+        raise ArgumentValueError(
             f"{argument} has {len(value)} characters, at most {longest} can be stored: "
             f"shorten {value[:40]!r}…"
         )
     if "\x00" in value:
-        raise InvalidArgumentValue(f"{argument} contains a NUL character; remove it.")
+        raise ArgumentValueError(f"{argument} contains a NUL character; remove it.")
     return value
 
 
@@ -118,7 +119,7 @@ def task_name(value: Any) -> str:
     """Check the name of a task: text of 1 to 190 characters."""
     checked = text("The task name", value, LONGEST_NAME)
     if not checked:
-        raise InvalidArgumentValue(
+        raise ArgumentValueError(
             "The task name is empty: give one of 1 to 190 characters, e.g. @background('my.name')."
         )
     return checked
@@ -129,11 +130,11 @@ def whole_number(argument: str, value: Any, allowed: range) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int):
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             f"{argument} must be a whole number, not {type(value).__name__} ({value!r:.80})."
         )
     if value not in allowed:
-        raise InvalidArgumentValue(
+        raise ArgumentValueError(
             f"{argument} is {value}; it must lie between {allowed.start} and {allowed.stop - 1}."
         )
     return value
@@ -151,12 +152,12 @@ def period(argument: str, value: Any) -> int:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, int | float):
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             f"{argument} must be a number of seconds or a timedelta, not "
             f"{type(value).__name__} ({value!r:.80})."
         )
     if not math.isfinite(value) or value != int(value):
-        raise InvalidArgumentValue(
+        raise ArgumentValueError(
             f"{argument} is {value}; it must be a whole number of seconds, 1 at least."
         )
     return whole_number(argument, int(value), SECONDS)
@@ -171,7 +172,7 @@ def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2)
     if settings.USE_TZ and timezone.is_naive(value):
         zone = timezone.get_default_timezone_name()
         if strict:
-            raise InvalidArgumentValue(
+            raise ArgumentValueError(
                 f"{argument} is the naive datetime {value}, which BACKGROUND_TASK_STRICT_DATETIMES "
                 "refuses: pass an aware one, e.g. timezone.now() + timedelta(minutes=5)."
             )
@@ -187,12 +188,14 @@ def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2)
     return value
 
 
-def optional_moment(argument: str, value: Any, *, strict: bool, stacklevel: int = 2) -> datetime | None:
+def optional_moment(
+    argument: str, value: Any, *, strict: bool, stacklevel: int = 2
+) -> datetime | None:
     """The same for an argument that may be None."""
     if value is None:
         return None
     if not isinstance(value, datetime):
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             f"{argument} must be a datetime or None, not {type(value).__name__} ({value!r:.80})."
         )
     return moment(argument, value, strict=strict, stacklevel=stacklevel + 1)
@@ -204,11 +207,11 @@ def creator(value: Any) -> models.Model | None:
         return None
     # A lazy object (request.user) answers for what it wraps.
     if not isinstance(value, models.Model):
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             f"creator must be a model instance or None, not {type(value).__name__} ({value!r:.80})."
         )
     if value.pk is None or value._state.adding:
-        raise InvalidArgumentValue(
+        raise ArgumentValueError(
             f"creator is a {type(value).__name__} that is not saved: call its save() first."
         )
     return value

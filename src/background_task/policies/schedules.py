@@ -9,7 +9,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from background_task.exceptions import InvalidArgumentType, InvalidArgumentValue
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies import arguments
 
 _PARTS = ("run_at", "priority", "action")
@@ -25,7 +25,7 @@ class TaskSchedule:
             same name and arguments, ``CHECK_EXISTING`` does nothing when there is one.
 
     Raises:
-        InvalidArgumentType, InvalidArgumentValue: a part is of the wrong type or impossible.
+        ArgumentTypeError, ArgumentValueError: a part is of the wrong type or impossible.
     """
 
     SCHEDULE = 0
@@ -42,7 +42,7 @@ class TaskSchedule:
         if priority is not None:
             priority = arguments.priority(priority)
         if action not in (None, self.SCHEDULE, self.RESCHEDULE_EXISTING, self.CHECK_EXISTING):
-            raise InvalidArgumentValue(
+            raise ArgumentValueError(
                 f"schedule action is {action!r}; it must be TaskSchedule.SCHEDULE, "
                 "RESCHEDULE_EXISTING or CHECK_EXISTING."
             )
@@ -58,13 +58,13 @@ class TaskSchedule:
         if schedule is None or isinstance(schedule, int | float | timedelta | datetime):
             return cls(run_at=schedule)
         if not isinstance(schedule, Mapping):
-            raise InvalidArgumentType(
+            raise ArgumentTypeError(
                 "schedule must be None, seconds, a timedelta, a datetime, a TaskSchedule or a dict "
                 f"of run_at, priority and action, not {type(schedule).__name__} ({schedule!r:.80})."
             )
         for key in schedule:
             if key not in _PARTS:
-                raise InvalidArgumentValue(
+                raise ArgumentValueError(
                     f"schedule has the unknown key {key!r}; it may hold run_at, priority and "
                     f"action.{arguments.did_you_mean(str(key), _PARTS)}"
                 )
@@ -124,7 +124,7 @@ def _check_run_at(run_at: Any) -> None:
     elif isinstance(run_at, int | float):
         seconds = run_at
     else:
-        raise InvalidArgumentType(
+        raise ArgumentTypeError(
             "schedule run_at must be None, seconds, a timedelta or a datetime, not "
             f"{type(run_at).__name__} ({run_at!r:.80})."
         )
@@ -134,6 +134,6 @@ def _check_run_at(run_at: Any) -> None:
             return
     except OverflowError:
         pass
-    raise InvalidArgumentValue(
+    raise ArgumentValueError(
         f"schedule run_at is {run_at!r:.80}, which is no point in time: give seconds from now."
     )

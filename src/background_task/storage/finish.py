@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import models, transaction
 from django.db.models import F
@@ -12,6 +13,8 @@ from background_task.models import CompletedTask, Task
 from background_task.signals import announce, task_successful
 from background_task.states import State
 from background_task.storage.transient import persevere
+
+Result = TypeVar("Result")
 
 # Row values that tell one run from another; they are compared, never carried over.
 _RUN = {"locked_by", "locked_at", "epoch", "worker_id", "state", "result_id"}
@@ -68,11 +71,11 @@ def fail(
     return _unless_undone(task, "record a failure", verb)
 
 
-def _unless_undone(task: Task, act: str, verb: Any) -> Any:
+def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
     """Run ``verb`` against transient errors, each time from the task as it was claimed."""
     claimed = dict(task.__dict__)
 
-    def anew() -> Any:
+    def anew() -> Result:
         task.__dict__.update(claimed)
         return verb()
 
@@ -97,8 +100,6 @@ def hand_back(task: Task) -> bool:
         task.database,
         "hand back a task",
         lambda: bool(
-            held.update(
-                locked_by=None, locked_at=None, state=State.READY, epoch=F("epoch") + 1
-            )
+            held.update(locked_by=None, locked_at=None, state=State.READY, epoch=F("epoch") + 1)
         ),
     )

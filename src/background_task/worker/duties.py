@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django.apps import apps
@@ -51,12 +52,8 @@ class Duties:
             if getattr(proxy, "every", 0):
                 wanted = proxy.declared_task()
                 declared.add(wanted.task_hash)
-                chains.ensure(
-                    wanted,
-                    declared=True,
-                    remove_existing=False,
-                    replace=lambda row, wanted=wanted: _declaration_changed(row, wanted),
-                )
+                changed = partial(_declaration_changed, wanted)
+                chains.ensure(wanted, declared=True, remove_existing=False, replace=changed)
         for name in chains.end_undeclared(declared, _is_declared_here):
             logger.info("%s is no longer declared with every=…: its chain has ended.", name)
 
@@ -77,7 +74,7 @@ class Duties:
                 )
 
 
-def _declaration_changed(row: Task, wanted: Task) -> bool:
+def _declaration_changed(wanted: Task, row: Task) -> bool:
     return (row.queue, row.priority) != (wanted.queue, wanted.priority)
 
 

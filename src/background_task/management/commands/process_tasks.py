@@ -44,8 +44,8 @@ def _configure_log_std() -> None:
         def isatty(self) -> bool:
             return False
 
-    sys.stdout = LogWriter(logging.INFO)  # type: ignore[assignment]
-    sys.stderr = LogWriter(logging.ERROR)  # type: ignore[assignment]
+    sys.stdout = LogWriter(logging.INFO)
+    sys.stderr = LogWriter(logging.ERROR)
 
 
 class Command(BaseCommand):
@@ -76,8 +76,7 @@ class Command(BaseCommand):
                 "dest": "sleep",
                 "type": float,
                 "default": 5.0,
-                "help": "Seconds to wait before looking again when there was no task "
-                "(default: 5)",
+                "help": "Seconds to wait before looking again when there was no task (default: 5)",
             },
         ),
         (
