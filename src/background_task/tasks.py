@@ -26,7 +26,7 @@ from django.utils import timezone
 from background_task import signals
 from background_task.api.proxy import TaskProxy, check_every
 from background_task.discovery import autodiscover
-from background_task.exceptions import BackgroundTaskError, ArgumentTypeError
+from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule

@@ -69,13 +69,14 @@ class TaskProxy:
         arguments.check_signature(self.name, self.task_function, args, kwargs, OPTIONS)
         schedule = TaskSchedule.create(options.pop("schedule", None)).merge(self.schedule)
         priority = options.pop("priority", None)
+        strict = app_settings.BACKGROUND_TASK_STRICT_DATETIMES
+        # Here, and not only in new_task(), so that a warning points at the caller's line.
+        if "repeat_until" in options:
+            options["repeat_until"] = arguments.optional_moment(
+                "repeat_until", options["repeat_until"], strict=strict, stacklevel=2
+            )
         call = {
-            "run_at": arguments.moment(
-                "schedule",
-                schedule.run_at,
-                strict=app_settings.BACKGROUND_TASK_STRICT_DATETIMES,
-                stacklevel=2,
-            ),
+            "run_at": arguments.moment("schedule", schedule.run_at, strict=strict, stacklevel=2),
             "priority": schedule.priority if priority is None else priority,
             "queue": self.queue,
             **options,

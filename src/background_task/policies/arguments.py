@@ -80,7 +80,9 @@ def check_signature(
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        message = f"{name}{signature} cannot be called like this: {error}."
+        bare = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+        shown = signature.replace(parameters=bare, return_annotation=signature.empty)
+        message = f"{name}{shown} cannot be called like this: {error}."
         accepted = [*signature.parameters, *options]
         for unknown in [key for key in kwargs if key not in signature.parameters]:
             message += did_you_mean(unknown, accepted)
