@@ -32,7 +32,7 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "project.settings",
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), extra.pop("TEST_PATH", str(TESTS))]),
         "PYTHONUNBUFFERED": "1",
         "TEST_NAME": str(connection.settings_dict["NAME"]),
         **extra,
@@ -44,13 +44,14 @@ class Child:
 
     def __init__(self, *arguments: str, output: Path, **environment: str) -> None:
         self.output = output
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "django", *arguments],
-            env=child_environment(**environment),
-            stdout=output.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "django", *arguments],
+                env=child_environment(**environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from django.conf import settings
-from django.db import connections
+from django.db import ProgrammingError, connections
 from django.utils import timezone
 
 _CLOCKS = {
@@ -33,6 +33,15 @@ def now(using: str) -> datetime:
     if settings.USE_TZ:
         return value.astimezone(UTC)
     return timezone.make_naive(value) if timezone.is_aware(value) else value
+
+
+def is_missing_table(error: Exception) -> bool:
+    """Tell whether a statement failed for want of a table or a column: ``migrate`` has not run.
+
+    PostgreSQL and MySQL answer with a ``ProgrammingError``. SQLite answers with the class of error
+    that it also uses for a lock, and has no code for it.
+    """
+    return isinstance(error, ProgrammingError) or "no such " in str(error)
 
 
 def begin_write(using: str, table: str) -> None:

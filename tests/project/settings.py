@@ -64,7 +64,10 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "background_task",
     "project",
+    # Apps that a test writes for its child processes.
+    *os.environ.get("TEST_APPS", "").split(),
 ]
+BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

@@ -19,6 +19,7 @@ from django.db import DatabaseError
 from background_task.models import Task
 from background_task.policies.schedules import TaskSchedule
 from background_task.storage import chains
+from background_task.storage.transient import HURRIED
 
 logger = logging.getLogger("background_task.tasks")
 
@@ -62,7 +63,11 @@ def ensure_one(wanted: Task, schedule: TaskSchedule, *, remove_existing: bool) -
 
     def attempt() -> Task | None:
         return chains.ensure(
-            wanted, declared=False, remove_existing=remove_existing, replace=differs
+            wanted,
+            declared=False,
+            remove_existing=remove_existing,
+            replace=differs,
+            delays=HURRIED,
         )
 
     if not apps.ready:

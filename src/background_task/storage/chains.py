@@ -14,13 +14,18 @@ from django.db import IntegrityError, router, transaction
 from background_task import vendors
 from background_task.models import Task
 from background_task.policies.repetition import EVERY, chain_key
-from background_task.storage.transient import persevere
+from background_task.storage.transient import PATIENT, persevere
 
 _TRIES = 5
 
 
 def ensure(
-    wanted: Task, *, declared: bool, remove_existing: bool, replace: Callable[[Task], bool]
+    wanted: Task,
+    *,
+    declared: bool,
+    remove_existing: bool,
+    replace: Callable[[Task], bool],
+    delays: tuple[float, ...] = PATIENT,
 ) -> Task | None:
     """Make sure that one row like ``wanted`` waits or runs; return the one that waits.
 
@@ -34,6 +39,7 @@ def ensure(
         remove_existing: whether rows with the same name and arguments that wait are to go, even
             those outside the chain.
         replace: whether a row that waits is to be made like ``wanted``.
+        delays: see :func:`persevere`.
     """
     using = router.db_for_write(Task, instance=wanted)
     key = chain_key(declared, wanted.task_hash)
@@ -66,10 +72,10 @@ def ensure(
 
     for _ in range(_TRIES - 1):
         try:
-            return persevere(using, "ensure a chain", once)
+            return persevere(using, "ensure a chain", once, delays)
         except IntegrityError:
             wanted.pk = None  # another process stored it in this moment; now it will be found
-    return persevere(using, "ensure a chain", once)
+    return persevere(using, "ensure a chain", once, delays)
 
 
 def _adapt(keep: Task, wanted: Task, key: str, *, replace: bool, waits: bool) -> None:

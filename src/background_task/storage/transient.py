@@ -10,25 +10,38 @@ from typing import TypeVar
 
 from django.db import InterfaceError, OperationalError, connections
 
+from background_task import vendors
+
 logger = logging.getLogger("background_task.storage")
 
 Result = TypeVar("Result")
 
 TRANSIENT = (OperationalError, InterfaceError)
-DELAYS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+PATIENT = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+HURRIED = (0.05, 0.2)
 
 
-def persevere(using: str, act: str, verb: Callable[[], Result]) -> Result:
-    """Return ``verb()``; when the database is locked, deadlocked, or gone, try again for some 15 s.
+def persevere(
+    using: str, act: str, verb: Callable[[], Result], delays: tuple[float, ...] = PATIENT
+) -> Result:
+    """Return ``verb()``; when the database is locked, deadlocked, or gone, try again.
 
     Only the outermost transaction can be tried again, so inside an open one ``verb`` runs once.
+
+    Args:
+        using: the alias of the database.
+        act: what is tried, for the log.
+        verb: a whole transaction.
+        delays: how long to wait before each further try, in seconds; some 15 together by default.
     """
-    for delay in DELAYS:
+    for delay in delays:
         if connections[using].in_atomic_block:
             break
         try:
             return verb()
         except TRANSIENT as error:
+            if vendors.is_missing_table(error):
+                raise
             logger.warning("Could not %s, trying again: %s", act, str(error).strip() or repr(error))
             connections[using].close_if_unusable_or_obsolete()
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
