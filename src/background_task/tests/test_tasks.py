@@ -7,6 +7,7 @@ tests run as ``USE_TZ`` and ``BACKGROUND_TASK_RUN_ASYNC`` say.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -74,6 +75,10 @@ class _Isolated:
         del settings.BACKGROUND_TASK_MAX_ATTEMPTS  # which would win over the bare names
         del settings.BACKGROUND_TASK_MAX_RUN_TIME
         self.enterContext(_own_registry())  # type: ignore[attr-defined]
+        # The tracebacks of the tasks that are made to fail are for who asks for them in LOGGING.
+        quiet, handler = logging.getLogger("background_task"), logging.NullHandler()
+        quiet.addHandler(handler)
+        self.addCleanup(quiet.removeHandler, handler)  # type: ignore[attr-defined]
 
 
 @contextmanager
