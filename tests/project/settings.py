@@ -26,7 +26,7 @@ if VENDOR == "sqlite":
         "NAME": TMP / "background_task.sqlite3",
         # A file, so that threads and child processes see the same rows.
         "TEST": {"NAME": TMP / f"test_background_task_{os.getpid()}.sqlite3"},
-        "OPTIONS": {"timeout": 20},
+        "OPTIONS": {"timeout": float(os.environ.get("TEST_SQLITE_TIMEOUT", 20))},
     }
 elif VENDOR == "postgresql":
     DATABASE = _server(

@@ -61,12 +61,14 @@ def ensure(
             if declared:  # what runs may end, but not go on
                 ending = [row.pk for row in surplus if row.pk not in free]
                 rows.filter(pk__in=ending).update(repeat=0, unique_key=None)
+            # Only rows seen above may lose the key: one that another process stores at this moment
+            # has to keep it, so that the insert below fails and the chain is looked for again.
+            holders = [row.pk for row in same if row.unique_key == key and row is not keep]
+            rows.filter(pk__in=holders).update(unique_key=None)
             if keep is None:
-                rows.filter(unique_key=key).update(unique_key=None)
                 wanted.unique_key = key
                 wanted.save(using=using, force_insert=True)
                 return wanted
-            rows.filter(unique_key=key).exclude(pk=keep.pk).update(unique_key=None)
             _adapt(keep, wanted, key, replace=not running and replace(keep), waits=not running)
             return None if running else keep
 

@@ -63,9 +63,9 @@ class _Isolated:
     databases = {DEFAULT_DB_ALIAS, router.db_for_write(Task)}
 
     def setUp(self) -> None:
-        super().setUp()  # type: ignore[misc]
-        self.enterContext(  # type: ignore[attr-defined]
-            self.settings(  # type: ignore[attr-defined]
+        super().setUp()
+        self.enterContext(
+            self.settings(
                 MAX_ATTEMPTS=25,
                 MAX_RUN_TIME=3600,
                 BACKGROUND_TASK_ASYNC_THREADS=2,
@@ -74,11 +74,11 @@ class _Isolated:
         )
         del settings.BACKGROUND_TASK_MAX_ATTEMPTS  # which would win over the bare names
         del settings.BACKGROUND_TASK_MAX_RUN_TIME
-        self.enterContext(_own_registry())  # type: ignore[attr-defined]
+        self.enterContext(_own_registry())
         # The tracebacks of the tasks that are made to fail are for who asks for them in LOGGING.
         quiet, handler = logging.getLogger("background_task"), logging.NullHandler()
         quiet.addHandler(handler)
-        self.addCleanup(quiet.removeHandler, handler)  # type: ignore[attr-defined]
+        self.addCleanup(quiet.removeHandler, handler)
 
 
 @contextmanager

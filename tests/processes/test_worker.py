@@ -1,0 +1,272 @@
+"""The worker in a real process: how it stops, and what it survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Child, wait_until
+from django.core.management import call_command
+from django.db import connection
+from project.models import Note
+
+from background_task.models import CompletedTask, Task
+from background_task.tasks import tasks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def enqueue(name: str, *args: object, **options: object) -> Task:
+    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
+    task.save()
+    return task
+
+
+def noted(text: str) -> Callable[[], bool]:
+    return lambda: Note.objects.filter(text=text).exists()
+
+
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGTSTP]
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_lets_the_running_task_finish_and_takes_no_other(
+    worker: Callable[..., Child], number: signal.Signals
+) -> None:
+    enqueue("slow", "first", 1)
+    enqueue("slow", "second", 1)
+    child = worker()
+    wait_until(noted("first begins"))
+    child.send(number)
+    assert child.wait() == 0, child.text()
+    assert noted("first ends")()
+    assert CompletedTask.objects.get().attempts == 1
+    assert (Task.objects.get().locked_by, Task.objects.get().attempts) == (None, 0)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_ends_an_idle_worker_at_once(
+    worker: Callable[..., Child], number: signal.Signals
+) -> None:
+    enqueue("note", "awake")
+    child = worker("--sleep", "60")
+    wait_until(noted("awake"))
+    child.send(number)
+    assert child.wait(timeout=5) == 0, child.text()
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_second_signal_hands_the_running_task_back_without_counting_the_attempt(
+    worker: Callable[..., Child], threads: bool
+) -> None:
+    enqueue("slow", "long", 60)
+    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    time.sleep(0.3)  # two equal signals at the same instant are one to the kernel
+    assert child.process.poll() is None
+    child.send(signal.SIGTERM)
+    assert child.wait(timeout=10) == 128 + signal.SIGTERM, child.text()
+    row = Task.objects.get()
+    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
+
+
+def test_threads_finish_what_they_run_before_the_worker_ends(worker: Callable[..., Child]) -> None:
+    for number in range(2):
+        enqueue("slow", f"task {number}", 1)
+    child = worker(TEST_RUN_ASYNC="1")
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
+    assert CompletedTask.objects.count() == 2
+    assert not Task.objects.exists()
+
+
+def test_a_free_thread_takes_the_next_task_without_waiting_for_the_poll(
+    worker: Callable[..., Child],
+) -> None:
+    for number in range(12):
+        enqueue("slow", f"task {number}", 0.1)
+    begun = time.monotonic()
+    worker("--sleep", "30", TEST_RUN_ASYNC="1")
+    wait_until(lambda: CompletedTask.objects.count() == 12)
+    assert time.monotonic() - begun < 30
+
+
+def test_the_duration_ends_after_the_running_task(worker: Callable[..., Child]) -> None:
+    enqueue("slow", "first", 2)
+    child = worker("--duration", "1")
+    assert child.wait() == 0
+    assert noted("first ends")()
+    assert CompletedTask.objects.exists()
+
+
+def test_an_idle_worker_ends_with_its_duration_however_long_it_sleeps(
+    worker: Callable[..., Child],
+) -> None:
+    assert worker("--duration", "1", "--sleep", "60").wait(timeout=15) == 0
+
+
+@pytest.mark.parametrize("how", ["exit", "interrupt"])
+def test_a_task_that_leaves_fails_and_the_worker_goes_on(
+    worker: Callable[..., Child], how: str
+) -> None:
+    enqueue("leave", how)
+    enqueue("note", "still here")
+    worker()
+    wait_until(CompletedTask.objects.exists)
+    row = Task.objects.get()
+    assert (row.attempts, row.locked_by) == (1, None)
+
+
+def test_a_killed_worker_leaves_its_row_locked_until_the_lock_expires(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("leave", "kill")
+    child = worker()
+    assert child.wait() == 9
+    row = Task.objects.get()
+    assert row.locked_by == str(child.process.pid)
+    assert row.locked_by_pid_running() is False
+    assert not tasks.run_next_task()
+
+
+def test_slow_and_fast_pace_are_chosen_by_signals(worker: Callable[..., Child]) -> None:
+    enqueue("note", "awake")
+    child = worker()
+    wait_until(noted("awake"))
+    child.send(signal.SIGUSR2)
+    child.send(signal.SIGUSR1)
+    enqueue("note", "alive")
+    wait_until(noted("alive"))
+    assert child.process.poll() is None
+
+
+def test_four_workers_run_each_of_200_tasks_once(worker: Callable[..., Child]) -> None:
+    for number in range(200):
+        enqueue("note", f"task {number}")
+    for _ in range(4):
+        worker()
+    wait_until(lambda: CompletedTask.objects.count() == 200, timeout=60)
+    texts = list(Note.objects.values_list("text", flat=True))
+    assert len(texts) == len(set(texts)) == 200
+
+
+def test_a_connection_that_breaks_while_a_task_runs_does_not_lose_the_outcome(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite has no connections to break")
+    enqueue("slow", "long", 1)
+    child = worker()
+    wait_until(noted("long begins"))
+    with connection.cursor() as cursor:
+        if vendor == "postgresql":
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        else:
+            cursor.execute(
+                "SELECT id FROM information_schema.processlist "
+                "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            for (number,) in cursor.fetchall():
+                cursor.execute("KILL %s", [number])
+    wait_until(lambda: Task.objects.filter(attempts__gt=0) or CompletedTask.objects.exists())
+    enqueue("note", "recovered")
+    wait_until(noted("recovered"))
+    assert child.process.poll() is None
+
+
+def test_a_sqlite_file_that_is_locked_for_long_delays_the_outcome_only(
+    worker: Callable[..., Child], vendor: str, settings: object
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("only SQLite locks the whole database")
+    enqueue("slow", "long", 0.5)
+    worker(TEST_SQLITE_TIMEOUT="0.1")
+    wait_until(noted("long begins"))
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        time.sleep(1.5)
+        cursor.execute("COMMIT")
+    wait_until(lambda: Task.objects.filter(attempts__gt=0) or CompletedTask.objects.exists())
+
+
+def test_a_broken_tasks_module_stops_the_worker_and_names_the_file(
+    worker: Callable[..., Child], tmp_path: Path
+) -> None:
+    (tmp_path / "broken_app").mkdir()
+    (tmp_path / "broken_app" / "__init__.py").touch()
+    (tmp_path / "broken_app" / "tasks.py").write_text("import there_is_no_such_module\n")
+    environment = {"TEST_APPS": "broken_app", "TEST_PATH": str(tmp_path)}
+    child = worker(**environment)
+    assert child.wait() == 1
+    assert str(tmp_path / "broken_app" / "tasks.py") in child.text()
+    assert "there_is_no_such_module" in child.text()
+    assert "Traceback" not in child.text()
+
+
+def test_a_worker_without_tables_says_what_to_do(
+    worker: Callable[..., Child], tmp_path: Path, vendor: str
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("one database shows it")
+    child = worker(TEST_NAME=str(tmp_path / "empty.sqlite3"))
+    assert child.wait() == 1
+    assert "manage.py migrate" in child.text()
+
+
+def test_the_command_gives_the_signals_back() -> None:
+    before = [signal.getsignal(number) for number in (*STOPS, signal.SIGUSR1, signal.SIGUSR2)]
+    call_command("process_tasks", duration=1, sleep=0.01)
+    after = [signal.getsignal(number) for number in (*STOPS, signal.SIGUSR1, signal.SIGUSR2)]
+    assert after == before
+
+
+def test_the_command_works_outside_the_main_thread() -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call_command("process_tasks", duration=1, sleep=0.01)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert errors == []
+
+
+def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
+    worker: Callable[..., Child], tmp_path: Path
+) -> None:
+    (tmp_path / "reloaded").mkdir()
+    (tmp_path / "reloaded" / "__init__.py").touch()
+    code = (
+        "from background_task import background\nfrom project.models import Note\n"
+        "@background(every=3600)\ndef tick():\n    Note.objects.create(text={text!r})\n"
+    )
+    module = tmp_path / "reloaded" / "tasks.py"
+    module.write_text(code.format(text="before"))
+    child = worker("--dev", TEST_APPS="reloaded", TEST_PATH=str(tmp_path))
+    wait_until(noted("before"))
+    module.write_text(code.format(text="after, and longer"))
+    later = time.time() + 10
+    os.utime(module, (later, later))
+    wait_until(lambda: Task.objects.exists())
+    Task.objects.update(run_at=Task.objects.get().enqueued_at)
+    wait_until(lambda: Note.objects.count() > 1)
+    assert child.process.poll() is None
+    os.killpg(child.process.pid, signal.SIGINT)
+    assert child.wait(timeout=15) == 0, child.text()
