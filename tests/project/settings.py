@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 VENDOR = os.environ.get("TEST_DATABASE", "sqlite")
 TMP = Path(os.environ.get("TEST_TMP", "/tmp"))
@@ -15,7 +15,8 @@ def _server(variable: str, engine: str, default: str) -> dict[str, object]:
         "NAME": url.path.lstrip("/"),
         "USER": unquote(url.username or ""),
         "PASSWORD": unquote(url.password or ""),
-        "HOST": unquote(url.hostname or ""),
+        # libpq's way of naming a Unix socket is ?host=/folder.
+        "HOST": dict(parse_qsl(url.query)).get("host") or unquote(url.hostname or ""),
         "PORT": url.port or "",
     }
 
