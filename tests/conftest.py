@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 
 TESTS = Path(__file__).parent
 
@@ -107,3 +108,19 @@ def pytest_report_header() -> str:
 @pytest.fixture
 def vendor() -> str:
     return connections["default"].vendor
+
+
+@pytest.fixture
+def empty_database(tmp_path: Path, vendor: str) -> Iterator[str]:
+    """A database without a single table; returns its name."""
+    if vendor == "sqlite":
+        yield str(tmp_path / "empty.sqlite3")
+        return
+    name = f"{connection.settings_dict['NAME']}_empty"
+    quoted = connection.ops.quote_name(name)
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP DATABASE IF EXISTS {quoted}")
+        cursor.execute(f"CREATE DATABASE {quoted}")
+    yield name
+    with connection.cursor() as cursor, contextlib.suppress(OperationalError):
+        cursor.execute(f"DROP DATABASE {quoted}")

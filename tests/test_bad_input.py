@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import uuid
 from collections.abc import Callable
@@ -149,6 +150,12 @@ def test_only_functions_can_be_tasks() -> None:
         background("my.name")(5)
 
 
+def test_a_callable_without_a_name_needs_one() -> None:
+    with pytest.raises(ArgumentTypeError, match="give one"):
+        background()(functools.partial(print))
+    assert background("my.print")(functools.partial(print)).name == "my.print"
+
+
 def test_a_method_is_refused_with_the_remedy() -> None:
     class Shop:
         @background
@@ -159,8 +166,6 @@ def test_a_method_is_refused_with_the_remedy() -> None:
 
 
 def test_a_decorator_below_that_supplies_arguments_has_the_last_word() -> None:
-    import functools
-
     def with_connection(function: Any) -> Any:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:

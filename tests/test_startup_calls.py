@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -165,22 +164,6 @@ def test_an_import_before_django_is_ready_is_made_good_by_the_worker(
 def test_an_import_with_bad_input_still_fails(app: Callable[..., str]) -> None:
     with pytest.raises(TypeError, match="repeat"):
         import_anew(app("contador_task(repeat='daily')"))
-
-
-@pytest.fixture
-def empty_database(tmp_path: Path, vendor: str) -> Iterator[str]:
-    """A database without a single table; returns its name."""
-    if vendor == "sqlite":
-        yield str(tmp_path / "empty.sqlite3")
-        return
-    name = f"{connection.settings_dict['NAME']}_empty"
-    quoted = connection.ops.quote_name(name)
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {quoted}")
-        cursor.execute(f"CREATE DATABASE {quoted}")
-    yield name
-    with connection.cursor() as cursor, contextlib.suppress(OperationalError):
-        cursor.execute(f"DROP DATABASE {quoted}")
 
 
 def test_management_commands_work_on_an_empty_database(

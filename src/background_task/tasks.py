@@ -8,6 +8,7 @@ This is the predecessor's module: its names, its hooks and its order of events a
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import logging
@@ -177,17 +178,14 @@ class PoolRunner:
     def _pool(self) -> ThreadPool:
         if self._pool_instance is None:
             self._pool_instance = ThreadPool(processes=self._num_processes)
+            # Left to the end of the interpreter, the pool would complain of what is gone by then.
+            atexit.register(self.close)
         return self._pool_instance
 
     @property
     def free(self) -> int:
         """How many threads have nothing to do."""
         return self._num_processes - self._busy
-
-    @property
-    def busy(self) -> int:
-        """How many tasks run or wait for a thread."""
-        return self._busy
 
     def run(self, proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
         """Hand the run to a thread and return at once."""
@@ -212,6 +210,12 @@ class PoolRunner:
         """Wait until no task runs, for ``timeout`` seconds at most; tells whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, timeout)
+
+    def close(self) -> None:
+        """End the threads, and with them their connections; the next run makes new ones."""
+        if self._pool_instance is not None:
+            self._pool_instance.terminate()
+            self._pool_instance = None
 
 
 class DBTaskRunner:
@@ -342,6 +346,10 @@ class Tasks:
                 raise ArgumentTypeError(
                     f"@background marks functions, not {type(function).__name__} "
                     f"({function!r:.80})."
+                )
+            if given is None and not hasattr(function, "__name__"):
+                raise ArgumentTypeError(
+                    f"{function!r:.80} has no name of its own: give one, @background('my.name')."
                 )
             registered = arguments.task_name(given or f"{function.__module__}.{function.__name__}")
             period = check_every(registered, function, every)

@@ -14,6 +14,7 @@ from typing import Any
 
 TTW_SLOW = [0.5, 1.5]
 TTW_FAST = [0.0, 0.1]
+LONGEST_WAIT = 3600.0
 
 
 class ForcedStop(BaseException):
@@ -88,7 +89,7 @@ class SignalManager:
 
     def wait(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until a signal or :meth:`wake`."""
-        ready, _, _ = select.select([self._wake_read], [], [], max(seconds, 0))
+        ready, _, _ = select.select([self._wake_read], [], [], min(max(seconds, 0), LONGEST_WAIT))
         if ready:
             self._wake_read.recv(4096)
 

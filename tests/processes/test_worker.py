@@ -214,11 +214,9 @@ def test_a_broken_tasks_module_stops_the_worker_and_names_the_file(
 
 
 def test_a_worker_without_tables_says_what_to_do(
-    worker: Callable[..., Child], tmp_path: Path, vendor: str
+    worker: Callable[..., Child], empty_database: str
 ) -> None:
-    if vendor != "sqlite":
-        pytest.skip("one database shows it")
-    child = worker(TEST_NAME=str(tmp_path / "empty.sqlite3"))
+    child = worker(TEST_NAME=empty_database)
     assert child.wait() == 1
     assert "manage.py migrate" in child.text()
 

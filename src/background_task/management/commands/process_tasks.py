@@ -150,8 +150,8 @@ class Command(BaseCommand):
             autoreload.raise_last_exception()
         if options.get("log_std"):
             _configure_log_std()
-        if sleep < 0:
-            raise CommandError(f"--sleep is {sleep}; it must be 0 or more seconds.")
+        if not 0 <= sleep < float("inf"):
+            raise CommandError(f"--sleep is {sleep}; it must be a number of seconds, 0 or more.")
 
         try:
             autodiscover()
@@ -161,6 +161,7 @@ class Command(BaseCommand):
         self._tasks._pool_runner.on_free = self.sig_manager.wake
         duties = Duties(self._tasks)
         deadline = time.monotonic() + duration if duration > 0 else None
+        logger.info("Taking tasks of %s", f"the queue {queue!r}" if queue else "every queue")
         try:
             while not self.sig_manager.kill_now and not _past(deadline):
                 duties.run_if_due()
@@ -171,10 +172,12 @@ class Command(BaseCommand):
                     logger.debug("waiting for tasks")
                     self.sig_manager.wait(_at_most(sleep, deadline))
             self._drain()
+            logger.info("Stopped; no task was left running")
         except ForcedStop:
             sys.exit(exit_code(self.sig_manager.signum))
         finally:
             self._tasks._pool_runner.on_free = lambda: None
+            self._tasks._pool_runner.close()
 
     def _pause(self) -> None:
         """Rest between two tasks, when SIGUSR2 asked for it; at the fast pace there is no rest."""
