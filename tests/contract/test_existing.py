@@ -1,0 +1,216 @@
+"""CHECK_EXISTING, RESCHEDULE_EXISTING and remove_existing_tasks: what counts as the same task."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from background_task import background
+from background_task.models import Task
+from background_task.settings import app_settings
+from background_task.tasks import TaskSchedule, tasks
+
+pytestmark = pytest.mark.django_db
+
+CHECK = {"action": TaskSchedule.CHECK_EXISTING}
+RESCHEDULE = {"action": TaskSchedule.RESCHEDULE_EXISTING}
+LATER = datetime(2099, 1, 1, tzinfo=timezone.get_default_timezone())
+EXPIRED = timedelta(seconds=app_settings.MAX_RUN_TIME + 2)
+
+
+@pytest.fixture
+def proxy() -> Any:
+    return background("same")(lambda *args, **kwargs: None)
+
+
+def existing() -> list[tuple[datetime, int]]:
+    return list(Task.objects.order_by("pk").values_list("run_at", "priority"))
+
+
+# CHECK_EXISTING and RESCHEDULE_EXISTING
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_without_a_match_a_row_is_stored_and_announced(
+    proxy: Any, schedule: Any, sent: list[Any]
+) -> None:
+    row = proxy(schedule=schedule)
+    assert Task.objects.get() == row
+    assert [name for name, *_ in sent] == ["task_created"]
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_with_a_match_nothing_is_stored_returned_or_announced(
+    proxy: Any, schedule: Any, sent: list[Any]
+) -> None:
+    proxy("argument", schedule=LATER)
+    sent.clear()
+    assert proxy("argument", schedule=schedule) is None
+    assert Task.objects.count() == 1
+    assert sent == []
+
+
+def test_check_existing_changes_nothing(proxy: Any) -> None:
+    first = proxy(schedule=LATER, priority=1)
+    proxy(schedule=CHECK | {"run_at": 90, "priority": 2})
+    assert existing() == [(first.run_at, 1)]
+
+
+def test_reschedule_existing_changes_time_and_priority_of_every_match(proxy: Any) -> None:
+    for _ in range(3):
+        proxy(repeat=60, verbose_name="kept")
+    proxy(schedule=RESCHEDULE | {"run_at": LATER, "priority": 2}, repeat=5, verbose_name="ignored")
+    assert existing() == [(LATER, 2)] * 3
+    assert set(Task.objects.values_list("repeat", "verbose_name")) == {(60, "kept")}
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+@pytest.mark.parametrize("other", [("other",), ()], ids=["other arguments", "no arguments"])
+def test_other_arguments_are_another_task(proxy: Any, schedule: Any, other: tuple[str]) -> None:
+    proxy("argument")
+    assert proxy(*other, schedule=schedule) is not None
+    assert Task.objects.count() == 2
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_another_name_is_another_task(proxy: Any, schedule: Any) -> None:
+    proxy("argument")
+    assert background("another")(lambda argument: None)("argument", schedule=schedule) is not None
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_a_locked_row_is_no_match_and_left_alone(proxy: Any, schedule: Any) -> None:
+    locked = proxy(schedule=LATER).lock("a worker")
+    new = proxy(schedule=schedule | {"run_at": 90, "priority": 7})
+    assert existing() == [(LATER, 0), (new.run_at, 7)]
+    locked.refresh_from_db()
+    assert locked.locked_by == "a worker"
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_a_row_whose_lock_has_expired_is_a_match(proxy: Any, schedule: Any) -> None:
+    proxy().lock("a worker")
+    Task.objects.update(locked_at=timezone.now() - EXPIRED)
+    assert proxy(schedule=schedule) is None
+    assert Task.objects.count() == 1
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+@pytest.mark.parametrize(
+    ("stored", "asked", "matches"),
+    [
+        (None, None, True),
+        ("a", None, True),
+        ("a", "a", True),
+        ("a", "b", False),
+        (None, "a", False),
+    ],
+)
+def test_the_queue_is_compared_only_when_one_is_given(
+    proxy: Any, schedule: Any, stored: str | None, asked: str | None, matches: bool
+) -> None:
+    proxy(queue=stored)
+    assert (proxy(queue=asked, schedule=schedule) is None) is matches
+
+
+def test_only_the_matches_of_the_queue_are_rescheduled(proxy: Any) -> None:
+    proxy(queue="a"), proxy(queue="b")
+    proxy(queue="a", schedule=RESCHEDULE | {"run_at": LATER})
+    assert Task.objects.get(run_at=LATER).queue == "a"
+
+
+@pytest.mark.parametrize("schedule", [CHECK, RESCHEDULE], ids=["check", "reschedule"])
+def test_the_action_may_be_the_decorators(schedule: Any, sent: list[Any]) -> None:
+    proxy = background("by.default", schedule=schedule)(lambda: None)
+    proxy()
+    assert proxy() is None
+    assert len(sent) == Task.objects.count() == 1
+
+
+# remove_existing_tasks
+
+
+def test_removal_deletes_the_waiting_rows_whatever_their_queue(proxy: Any) -> None:
+    for queue in (None, "a", "b"):
+        proxy("argument", queue=queue)
+    row = proxy("argument", queue="c", remove_existing_tasks=True)
+    assert Task.objects.get() == row
+
+
+def test_removal_spares_other_arguments_other_names_and_locked_rows(proxy: Any) -> None:
+    others = [
+        proxy("other"),
+        background("another")(lambda argument: None)("argument"),
+        proxy("argument").lock("a worker"),
+    ]
+    row = proxy("argument", remove_existing_tasks=True)
+    assert set(Task.objects.all()) == {*others, row}
+
+
+def test_removal_spares_even_a_lock_that_has_expired(proxy: Any) -> None:
+    proxy().lock("a worker")
+    Task.objects.update(locked_at=timezone.now() - EXPIRED)
+    proxy(remove_existing_tasks=True)
+    assert Task.objects.count() == 2
+
+
+def test_removal_is_announced_as_one_new_row(proxy: Any, sent: list[Any]) -> None:
+    proxy()
+    sent.clear()
+    row = proxy(remove_existing_tasks=True)
+    assert [(name, arguments["task"]) for name, _, arguments in sent] == [("task_created", row)]
+
+
+@pytest.mark.parametrize(
+    ("default", "call", "left"),
+    [(True, {}, 1), (False, {}, 2), (True, {"remove_existing_tasks": False}, 2)],
+)
+def test_the_call_decides_over_the_decorator(
+    default: bool, call: dict[str, bool], left: int
+) -> None:
+    proxy = background("by.default", remove_existing_tasks=default)(lambda: None)
+    proxy(), proxy(**call)
+    assert Task.objects.count() == left
+
+
+def test_removal_comes_before_the_look_for_matches(proxy: Any) -> None:
+    first = proxy()
+    row = proxy(schedule=CHECK, remove_existing_tasks=True)
+    assert Task.objects.get() == row != first
+
+
+def test_new_task_removes_at_once_though_it_saves_nothing(proxy: Any) -> None:
+    proxy()
+    row = Task.objects.new_task("same", remove_existing_tasks=True)
+    assert row.pk is None
+    assert not Task.objects.exists()
+
+
+def test_removal_and_new_row_are_undone_with_the_callers_transaction(proxy: Any) -> None:
+    first = proxy()
+    with transaction.atomic():
+        proxy(remove_existing_tasks=True)
+        transaction.set_rollback(True)
+    assert Task.objects.get() == first
+
+
+def test_rows_that_1_2_8_stored_are_matched() -> None:
+    """Its bytes, literally: the hash is what finds them."""
+    proxy = background("a.b")(lambda *args, **kwargs: None)
+    Task.objects.bulk_create(
+        [
+            Task(
+                task_name="a.b",
+                task_params='[["a", 1], {"k": true}]',
+                task_hash="2fb27a007ac15978906bb969f44fe73e3e58e61a",
+                run_at=timezone.now(),
+            )
+        ]
+    )
+    assert proxy("a", 1, k=True, schedule=CHECK) is None
+    assert tasks.run_next_task()
+    assert not Task.objects.exists()
