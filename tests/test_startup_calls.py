@@ -18,7 +18,8 @@ from project.models import Note
 
 from background_task.api import startup
 from background_task.models import CompletedTask, Task
-from background_task.tasks import tasks
+from background_task.signals import task_created
+from background_task.tasks import DBTaskRunner, tasks
 from background_task.worker.duties import Duties
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -60,12 +61,34 @@ def import_anew(name: str) -> None:
     import_module(f"{name}.tasks")
 
 
-@pytest.mark.parametrize("call", [SEED, "contador_task(repeat=10)", "contador_task()"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        SEED,
+        "contador_task(repeat=10)",
+        "contador_task()",
+        "contador_task(schedule={'action': 1, 'run_at': 60})",
+        "contador_task(schedule={'action': 2})",
+    ],
+)
 def test_five_imports_leave_one_row(app: Callable[..., str], call: str) -> None:
     name = app(call)
     for _ in range(5):
         import_anew(name)
     assert Task.objects.count() == 1
+
+
+def test_the_import_that_stores_the_row_announces_it(app: Callable[..., str]) -> None:
+    announced = []
+
+    def receiver(sender: type, task: Task, **kwargs: Any) -> None:
+        announced.append((sender, task))
+
+    task_created.connect(receiver)
+    name = app()
+    import_anew(name)
+    import_anew(name)
+    assert announced == [(DBTaskRunner, Task.objects.get())]
 
 
 def test_a_call_through_a_helper_of_the_module_counts_as_made_by_the_import(

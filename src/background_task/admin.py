@@ -68,6 +68,13 @@ class TaskAdmin(_RowAdmin):
 
     actions = [inc_priority, dec_priority]
 
+    def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
+        """Store what was edited and nothing else: a worker may have locked the row meanwhile."""
+        if not change:
+            obj.save()
+        elif form.changed_data:
+            obj.save(update_fields=form.changed_data)
+
 
 @admin.register(CompletedTask)
 class CompletedTaskAdmin(_RowAdmin):

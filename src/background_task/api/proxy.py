@@ -82,9 +82,11 @@ class TaskProxy:
             **options,
         }
         remove_existing = call.pop("remove_existing_tasks", self.remove_existing_tasks)
-        if schedule.action == TaskSchedule.SCHEDULE and startup.importing():
+        if startup.importing():
             wanted = Task.objects.new_task(self.name, args, kwargs, **call)
-            return startup.ensure_one(wanted, schedule, remove_existing=remove_existing)
+            return startup.ensure_one(
+                wanted, schedule, remove_existing=remove_existing, sender=type(self.runner)
+            )
         return self.runner.schedule(  # type: ignore[no-any-return]
             self.name,
             args,

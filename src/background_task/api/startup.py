@@ -18,6 +18,7 @@ from django.db import DatabaseError
 
 from background_task.models import Task
 from background_task.policies.schedules import TaskSchedule
+from background_task.signals import task_created
 from background_task.storage import chains
 from background_task.storage.transient import HURRIED
 
@@ -44,31 +45,40 @@ def importing() -> bool:
     return False
 
 
-def ensure_one(wanted: Task, schedule: TaskSchedule, *, remove_existing: bool) -> Task | None:
+def ensure_one(
+    wanted: Task, schedule: TaskSchedule, *, remove_existing: bool, sender: type
+) -> Task | None:
     """Make sure that one row like ``wanted`` waits or runs, now or when a worker starts.
 
     Returns the row that waits, or None when it runs already or could not be stored yet. A row that
     waits is left alone, so that a restart neither delays nor repeats it. With ``remove_existing``
     it is made like ``wanted`` when the code has changed, when it has failed before, or when the
-    call names a time.
+    call names a time, and always with ``RESCHEDULE_EXISTING``. When a row is stored,
+    ``task_created`` is sent by ``sender``.
     """
 
     def differs(row: Task) -> bool:
         names = ("priority", "queue", "verbose_name", "repeat", "repeat_until")
-        return remove_existing and (
-            row.attempts > 0
-            or not schedule.is_immediate
-            or any(getattr(row, name) != getattr(wanted, name) for name in names)
+        return schedule.action == TaskSchedule.RESCHEDULE_EXISTING or (
+            remove_existing
+            and (
+                row.attempts > 0
+                or not schedule.is_immediate
+                or any(getattr(row, name) != getattr(wanted, name) for name in names)
+            )
         )
 
     def attempt() -> Task | None:
-        return chains.ensure(
+        row, is_new = chains.ensure(
             wanted,
             declared=False,
             remove_existing=remove_existing,
             replace=differs,
             delays=HURRIED,
         )
+        if is_new:
+            task_created.send(sender=sender, task=row)
+        return row
 
     if not apps.ready:
         _postponed.append(attempt)

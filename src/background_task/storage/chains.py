@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from typing import NamedTuple
 
 from django.db import IntegrityError, router, transaction
 
@@ -19,6 +20,13 @@ from background_task.storage.transient import PATIENT, persevere
 _TRIES = 5
 
 
+class Ensured(NamedTuple):
+    """The row of a chain that waits, None while it runs, and whether it was stored just now."""
+
+    waiting: Task | None
+    is_new: bool
+
+
 def ensure(
     wanted: Task,
     *,
@@ -26,8 +34,8 @@ def ensure(
     remove_existing: bool,
     replace: Callable[[Task], bool],
     delays: tuple[float, ...] = PATIENT,
-) -> Task | None:
-    """Make sure that one row like ``wanted`` waits or runs; return the one that waits.
+) -> Ensured:
+    """Make sure that one row like ``wanted`` waits or runs.
 
     Rows with the same name and arguments that repeat, or not, as ``wanted`` does are its chain,
     whoever stored them. One that waits gets the values of ``wanted`` where ``replace(row)`` says
@@ -44,7 +52,7 @@ def ensure(
     using = router.db_for_write(Task, instance=wanted)
     key = chain_key(declared, wanted.task_hash)
 
-    def once() -> Task | None:
+    def once() -> Ensured:
         with transaction.atomic(using=using):
             vendors.begin_write(using, Task._meta.db_table)
             rows = Task.objects.using(using).filter(task_hash=wanted.task_hash)
@@ -68,9 +76,9 @@ def ensure(
             if keep is None:
                 wanted.unique_key = key
                 wanted.save(using=using, force_insert=True)
-                return wanted
+                return Ensured(wanted, is_new=True)
             _adapt(keep, wanted, key, replace=not running and replace(keep), waits=not running)
-            return None if running else keep
+            return Ensured(None if running else keep, is_new=False)
 
     for _ in range(_TRIES - 1):
         try:

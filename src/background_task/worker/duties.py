@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from django.apps import apps
 from django.db.models import Count
 
-from background_task import vendors
+from background_task import signals, vendors
 from background_task.api import startup
 from background_task.models import Task
 from background_task.storage import chains
@@ -53,7 +53,11 @@ class Duties:
                 wanted = proxy.declared_task()
                 declared.add(wanted.task_hash)
                 changed = partial(_declaration_changed, wanted)
-                chains.ensure(wanted, declared=True, remove_existing=False, replace=changed)
+                row, is_new = chains.ensure(
+                    wanted, declared=True, remove_existing=False, replace=changed
+                )
+                if is_new:
+                    signals.task_created.send(sender=type(proxy.runner), task=row)
         for name in chains.end_undeclared(declared, _is_declared_here):
             logger.info("%s is no longer declared with every=…: its chain has ended.", name)
 
