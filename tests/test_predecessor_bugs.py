@@ -18,7 +18,7 @@ from django.apps import apps
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connection, transaction
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from project.models import Account, Follower, Label
@@ -470,6 +470,43 @@ def test_b17_so_is_an_edit_of_a_task_that_then_fails() -> None:
     assert tasks.run_next_task()
     row = Task.objects.get()
     assert (row.priority, row.queue, row.attempts) == (5, "moved", 1)
+
+
+def test_b17_an_edit_in_the_admin_does_not_unlock_a_row_that_was_taken_meanwhile(
+    admin_client: Client,
+) -> None:
+    row = Task.objects.new_task("any")
+    row.save()
+    url = f"/admin/background_task/task/{row.pk}/change/"
+    page = admin_client.get(url).context["adminform"].form
+    shown = {name: page[name].value() for name in page.fields}
+    form = {name: "" if value is None else value for name, value in shown.items()}
+    for name in ("run_at", "repeat_until", "failed_at"):
+        moment = form.pop(name)
+        form[f"{name}_0"] = timezone.localtime(moment).strftime("%Y-%m-%d") if moment else ""
+        form[f"{name}_1"] = timezone.localtime(moment).strftime("%H:%M:%S") if moment else ""
+    assert row.lock("worker")
+    response = admin_client.post(url, {**form, "priority": "7"})
+    assert response.status_code == 302, response.context["errors"]
+    row.refresh_from_db()
+    assert (row.priority, row.locked_by) == (7, "worker")
+
+
+def test_b17_a_lock_can_be_released_in_the_admin_and_its_run_then_records_nothing(
+    admin_client: Client,
+) -> None:
+    @background
+    def task() -> None:
+        admin_client.post(
+            "/admin/background_task/task/",
+            {"action": "release_lock", "_selected_action": [Task.objects.get().pk]},
+        )
+
+    task()
+    assert tasks.run_next_task()
+    row = Task.objects.get()
+    assert (row.locked_by, row.attempts) == (None, 0)
+    assert not CompletedTask.objects.exists()
 
 
 # B18: a lock without a time

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from background_task import discovery
 from background_task.models import CompletedTask, Task
+from background_task.storage import finish
 from background_task.tasks import tasks
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def inc_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]
 def dec_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Lower the number by one, in the database, whatever else happens to the rows."""
     queryset.update(priority=F("priority") - 1)
+
+
+@admin.action(description="release the lock", permissions=["change"])
+def release_lock(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
+    """Let the rows run again, as after a worker was killed; a run that still goes on is void."""
+    finish.release(queryset.filter(locked_by__isnull=False))
 
 
 class TaskNameFilter(admin.SimpleListFilter):
@@ -66,7 +73,9 @@ class _RowAdmin(_ModelAdmin):
 class TaskAdmin(_RowAdmin):
     """What waits or runs."""
 
-    actions = [inc_priority, dec_priority]
+    actions = [inc_priority, dec_priority, release_lock]
+    # A form that was opened before a worker took the row would unlock it again.
+    readonly_fields = [*_RowAdmin.readonly_fields, "locked_by", "locked_at"]
 
     def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
         """Store what was edited and nothing else: a worker may have locked the row meanwhile."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from django.db import models, transaction
 from django.db.models import F
+from django.db.models.functions import Coalesce
 
 from background_task.models import CompletedTask, Task
 from background_task.signals import announce, task_successful
@@ -96,10 +97,11 @@ def hand_back(task: Task) -> bool:
     held = Task.objects.using(task.database).filter(
         pk=task.pk, locked_by=task.locked_by, locked_at=task.locked_at, epoch=task.epoch
     )
-    return persevere(
-        task.database,
-        "hand back a task",
-        lambda: bool(
-            held.update(locked_by=None, locked_at=None, state=State.READY, epoch=F("epoch") + 1)
-        ),
+    return persevere(task.database, "hand back a task", lambda: bool(release(held)))
+
+
+def release(rows: models.QuerySet[Task]) -> int:
+    """Unlock ``rows`` and return how many there were; runs that still go on can record nothing."""
+    return rows.update(
+        locked_by=None, locked_at=None, state=State.READY, epoch=Coalesce(F("epoch"), 0) + 1
     )
