@@ -274,7 +274,7 @@ class DBTaskRunner:
 
     @staticmethod
     def _is_queued(task: Task, action: int) -> bool:
-        existing = Task.objects.get_queryset().filter(task_hash=task.task_hash)
+        existing = Task.objects.on_primary().filter(task_hash=task.task_hash)
         existing = existing.unlocked(timezone.now())
         if task.queue:
             existing = existing.filter(queue=task.queue)

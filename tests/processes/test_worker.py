@@ -268,3 +268,38 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
     assert child.process.poll() is None
     os.killpg(child.process.pid, signal.SIGINT)
     assert child.wait(timeout=15) == 0, child.text()
+
+
+def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
+    command: Callable[..., Child], worker: Callable[..., Child]
+) -> None:
+    enqueuing = (
+        "from datetime import datetime, timedelta, timezone; from project.tasks import *; "
+        "now = datetime.now(timezone.utc); "
+        "note('aware', schedule=now - timedelta(seconds=5)); "
+        "note('naive', schedule=datetime.now() - timedelta(seconds=5), repeat=3600); "
+        "note('later', schedule=now + timedelta(minutes=5)); leave('exit')"
+    )
+    child = command("shell", "-v0", "-c", enqueuing, TEST_USE_TZ="0")
+    assert child.wait() == 0, child.text()
+    worker("--duration", "2", TEST_USE_TZ="0").wait()
+    assert noted("aware")()
+    assert noted("naive")()
+    assert not noted("later")()
+    assert CompletedTask.objects.count() == 2
+    counting = (
+        "from background_task.models import Task; from django.utils import timezone as t; "
+        "[print(r.task_name, r.attempts, r.repeat, round((r.run_at - t.now()).total_seconds())) "
+        "for r in Task.objects.order_by('run_at')]"
+    )
+    child = command("shell", "-v0", "-c", counting, TEST_USE_TZ="0")
+    assert child.wait() == 0, child.text()
+    names = [line.split() for line in child.text().splitlines()]
+    assert [(name, attempts) for name, attempts, _, _ in names] == [
+        ("project.tasks.leave", "1"),
+        ("project.tasks.note", "0"),
+        ("project.tasks.note", "0"),
+    ]
+    assert int(names[0][3]) < 10
+    assert 200 < int(names[1][3]) <= 300
+    assert 3500 < int(names[2][3]) <= 3600

@@ -51,7 +51,7 @@ if "TEST_NAME" in os.environ:
     DATABASE["NAME"] = os.environ["TEST_NAME"]
 
 SECRET_KEY = "tests"
-USE_TZ = True
+USE_TZ = os.environ.get("TEST_USE_TZ", "1") == "1"
 TIME_ZONE = "Europe/Madrid"
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "project.urls"
@@ -87,3 +87,11 @@ TEMPLATES = [
         },
     }
 ]
+
+if "TEST_ROUTED" in os.environ:
+    # A project that keeps its queue apart, and reads from a replica that knows nothing yet.
+    DATABASES = {
+        name: {"ENGINE": "django.db.backends.sqlite3", "NAME": TMP / f"{name}.sqlite3"}
+        for name in ("default", "queue", "replica")
+    }
+    DATABASE_ROUTERS = ["project.routers.QueueRouter"]

@@ -62,6 +62,10 @@ class TaskManager(models.Manager["Task"]):
     def get_queryset(self) -> TaskQuerySet:
         return TaskQuerySet(self.model, using=self._db)
 
+    def on_primary(self) -> TaskQuerySet:
+        """Return every row, of the database that is written to: replicas lag behind."""
+        return self.using(router.db_for_write(self.model))
+
     def using(self, alias: str | None) -> TaskQuerySet:
         """Return every row, of the database ``alias``."""
         return self.get_queryset().using(alias)
@@ -211,8 +215,8 @@ class Task(rows.Row):
 
     @property
     def database(self) -> str:
-        """The alias of the database that holds, or will hold, the row."""
-        return self._state.db or router.db_for_write(type(self), instance=self)
+        """The alias of the database that the row is written to, wherever it was read from."""
+        return router.db_for_write(type(self), instance=self)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""

@@ -20,7 +20,7 @@ def claim_next(names: Collection[str], queue: str | None, worker_name: str) -> T
     if not names:
         return None
     while True:
-        rows = Task.objects.get_queryset()
+        rows = Task.objects.on_primary()
         due = rows.due(vendors.now(rows.db), queue or None).filter(task_name__in=names)
         candidates = list(due[:CANDIDATES])
         if not candidates:

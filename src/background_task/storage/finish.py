@@ -31,7 +31,7 @@ def succeed(task: Task) -> CompletedTask | None:
         with transaction.atomic(using=task.database):
             if not task.hold():
                 return None
-            task.refresh_from_db()
+            task.refresh_from_db(using=task.database)
             task.increment_attempts()
             completed = task.create_completed_task()
             announce(
@@ -63,7 +63,7 @@ def fail(
         with transaction.atomic(using=task.database):
             if not task.hold():
                 return False
-            task.refresh_from_db()
+            task.refresh_from_db(using=task.database)
             for name, value in edits.items():
                 setattr(task, name, value)
             task.reschedule(type(error), error, traceback)

@@ -63,7 +63,7 @@ class Duties:
 
     def report_unknown_names(self) -> None:
         """Warn, once for each name, of due rows whose name no ``tasks.py`` registers."""
-        rows = Task.objects.get_queryset()
+        rows = Task.objects.on_primary()
         due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
         unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
         for name, count in unknown:
