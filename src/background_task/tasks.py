@@ -24,7 +24,7 @@ from asgiref.sync import async_to_sync
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 
-from background_task import signals
+from background_task import signals, vendors
 from background_task.api.proxy import TaskProxy, check_every
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
@@ -263,7 +263,9 @@ class DBTaskRunner:
                 return None
             task.save()
         elif remove_existing_tasks:
-            with transaction.atomic(using=router.db_for_write(Task)):
+            using = router.db_for_write(Task)
+            with transaction.atomic(using=using):
+                vendors.begin_write(using, Task._meta.db_table)
                 task = create(remove_existing_tasks)
                 task.save()
         else:

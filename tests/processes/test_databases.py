@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Child
+from conftest import Child, wait_until
+from project.models import Note
+
+from background_task.models import CompletedTask, Task
 
 
 def test_a_queue_with_a_database_of_its_own_and_a_lagging_replica_works(
@@ -42,3 +45,27 @@ def test_a_queue_with_a_database_of_its_own_and_a_lagging_replica_works(
         "replica 0 0",
         "['checked', 'leaving by exit', 'routed']",
     ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_producers_and_workers_side_by_side_lose_nothing_and_fail_at_nothing(
+    command: Callable[..., Child], worker: Callable[..., Child]
+) -> None:
+    producing = (
+        "from project.tasks import *\n"
+        "for number in range(40):\n"
+        "    note(f'{0} {number}')\n"
+        "    note('replaced', schedule=3600, remove_existing_tasks=True)\n"
+    )
+    workers = [worker() for _ in range(4)]
+    producers = [
+        command("shell", "-v0", "-c", producing.replace("{0}", str(number))) for number in range(4)
+    ]
+    assert [child.wait(60) for child in producers] == [0, 0, 0, 0]
+    wait_until(lambda: CompletedTask.objects.count() == 160, timeout=60)
+    for child in workers:
+        child.process.terminate()
+    assert [child.wait() for child in workers] == [0, 0, 0, 0]
+    assert Note.objects.values("text").distinct().count() == Note.objects.count() == 160
+    assert Task.objects.count() >= 1
+    assert "".join(child.text() for child in workers + producers) == ""
