@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -165,6 +166,7 @@ def test_an_import_without_tables_is_logged_and_made_good_by_the_worker(
     def no_table(execute: Any, sql: str, *args: Any) -> Any:
         raise OperationalError("no such table: background_task")
 
+    caplog.set_level(logging.INFO)
     with connection.execute_wrapper(no_table):
         import_anew(app())
     assert "the worker will schedule it" in caplog.text

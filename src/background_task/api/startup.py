@@ -16,6 +16,7 @@ from types import FrameType
 from django.apps import apps
 from django.db import DatabaseError
 
+from background_task import vendors
 from background_task.models import Task
 from background_task.policies.schedules import TaskSchedule
 from background_task.signals import task_created
@@ -88,7 +89,8 @@ def ensure_one(
     except Exception as error:
         # Anything the database, or a tool that guards it, may answer before it is set up: an
         # import must not fail for it. Bad arguments were refused before this point.
-        level = logging.WARNING if isinstance(error, DatabaseError) else logging.INFO
+        expected = vendors.is_missing_table(error) or not isinstance(error, DatabaseError)
+        level = logging.INFO if expected else logging.WARNING
         logger.log(
             level,
             "%s is called while its module is imported, and the database is not ready (%s); "
