@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Child, wait_until
 from django.utils import timezone
 from project.models import Note
+from support import Child, wait_until
 
 from background_task import background
 from background_task.models import CompletedTask, Task

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
 from django.apps import apps
 from django.contrib.auth.models import User
 from django.core.management import call_command
@@ -22,6 +21,7 @@ from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from project.models import Account, Follower, Label
+from support import wait_until
 
 from background_task import background, signals
 from background_task.discovery import autodiscover

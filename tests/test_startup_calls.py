@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Child, wait_until
 from django.apps import apps
 from django.db import OperationalError, connection
 from django.utils import timezone
 from project.models import Note
+from support import Child, wait_until
 
 from background_task.api import startup
 from background_task.models import CompletedTask, Task

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Child, wait_until
 from project.models import Note
+from support import Child, wait_until
 
 from background_task.models import CompletedTask, Task
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Child, wait_until
 from django.core.management import call_command
 from django.db import connection
 from project.models import Note
+from support import Child, wait_until
 
 from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks

@@ -1,0 +1,63 @@
+"""What the tests share beside fixtures: child processes, and waiting for what they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+TESTS = Path(__file__).parent
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> object:
+    """Return the first true value of ``condition()``; fail when there is none in time."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout} s in vain for {condition}")
+        time.sleep(0.02)
+    return value
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a child process that works on this test's database."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "project.settings",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), extra.pop("TEST_PATH", str(TESTS))]),
+        "PYTHONUNBUFFERED": "1",
+        "TEST_NAME": str(connection.settings_dict["NAME"]),
+        **extra,
+    }
+
+
+class Child:
+    """A management command in a process of its own."""
+
+    def __init__(self, *arguments: str, output: Path, **environment: str) -> None:
+        self.output = output
+        with output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "django", *arguments],
+                env=child_environment(**environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout)
+
+    def text(self) -> str:
+        return self.output.read_text()
