@@ -199,7 +199,7 @@ def test_the_page_shows_a_message_on_its_way_to_done_and_as_text(
     page.goto(f"http://127.0.0.1:{shared_demo.port}/")
     os.kill(shared_demo.worker(), signal.SIGSTOP)
     try:
-        page.get_by_label("Message").fill("<script>alert('hola')</script>")
+        page.get_by_role("textbox", name="Message").fill("<script>alert('hola')</script>")
         page.get_by_role("button", name="Enqueue").click()
         row = page.locator("tr", has_text="<script>").first
         row.get_by_text("waiting").wait_for()
