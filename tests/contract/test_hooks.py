@@ -165,13 +165,17 @@ def test_another_class_of_proxies_may_be_made(monkeypatch: pytest.MonkeyPatch) -
     assert tasks.run_next_task()
 
 
-def test_a_task_that_is_taken_out_of_the_registry_is_not_run() -> None:
-    proxy = background("taken.out")(lambda: None)
-    proxy()
+def test_a_task_that_is_taken_out_of_the_registry_is_left_for_those_who_know_it() -> None:
+    ran: list[str] = []
+    unknown, known = background("taken.out")(ran.append), background("kept")(ran.append)
+    unknown("unknown", priority=1), known("known")
     del tasks._tasks["taken.out"]
-    assert tasks.run_next_task() is False
-    tasks._tasks["taken.out"] = proxy
+    assert [tasks.run_next_task() for _ in range(2)] == [True, False]
+    assert ran == ["known"]
+    assert Task.objects.get().locked_by is None
+    tasks._tasks["taken.out"] = unknown
     assert tasks.run_next_task() is True
+    assert ran == ["known", "unknown"]
 
 
 # what projects hang on the rows
