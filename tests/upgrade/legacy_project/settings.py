@@ -1,0 +1,18 @@
+"""A project that runs unchanged with the predecessor and with this package."""
+
+import os
+
+from project.settings import DATABASES  # noqa: F401 - the same servers, by the same variables
+
+SECRET_KEY = "legacy"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "background_task",
+    "legacy_project",
+]
+BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
+if "LEGACY_HISTORY" in os.environ:
+    MIGRATION_MODULES = {"background_task": f"histories.{os.environ['LEGACY_HISTORY']}"}

@@ -1,0 +1,25 @@
+"""Tasks that write down what they were called with, and by which package."""
+
+import json
+import time
+
+import background_task
+from background_task import background
+from legacy_project.models import Note
+
+
+@background
+def note(*args, **kwargs):
+    text = json.dumps([args, kwargs], sort_keys=True)
+    Note.objects.create(text=text, worker=background_task.__version__)
+
+
+@background
+def unhurried(number):
+    time.sleep(0.01)
+    Note.objects.create(text=str(number), worker=background_task.__version__)
+
+
+@background
+def failing():
+    raise ValueError("as ever")
