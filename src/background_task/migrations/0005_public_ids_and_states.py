@@ -127,10 +127,21 @@ def added(model_name, state_choices):
     return [migrations.AddField(model_name, name, field) for name, field in fields.items()]
 
 
-def wide_key():
-    return models.BigAutoField(
-        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-    )
+class WidenKey(migrations.AlterField):
+    """Makes a primary key 64-bit, and lets it be so when the migration is taken back.
+
+    The predecessor works on wide keys too. Narrowing them could lose a row, and on MySQL fails as
+    soon as a project refers to one, since Django plans that step without the project's tables.
+    """
+
+    def __init__(self, model_name, name="id", field=None, preserve_default=True):
+        key = models.BigAutoField(
+            auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+        )
+        super().__init__(model_name, name, field or key, preserve_default)
+
+    def database_backwards(self, app_label, schema_editor, from_state, to_state):
+        pass
 
 
 class Migration(migrations.Migration):
@@ -144,8 +155,8 @@ class Migration(migrations.Migration):
             state_operations=[*unindexed("task"), *unindexed("completedtask")],
             database_operations=[migrations.RunPython(drop_unread_indexes, restore_indexes)],
         ),
-        migrations.AlterField("task", "id", wide_key()),
-        migrations.AlterField("completedtask", "id", wide_key()),
+        WidenKey("task"),
+        WidenKey("completedtask"),
         *added("task", [(1, "scheduled"), (2, "ready"), (3, "running")]),
         *added("completedtask", [(10, "successful"), (11, "failed")]),
         migrations.AddField("task", "epoch", nullable(models.IntegerField)),
