@@ -45,7 +45,10 @@ class TaskNameFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         discovery.broken_modules()
-        return [(name, name) for name in sorted(tasks._tasks)]
+        names = set(tasks._tasks)
+        if chosen := self.value():
+            names.add(chosen)  # a name from an old link may be gone from the code
+        return [(name, name) for name in sorted(names)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(task_name=self.value()) if self.value() else queryset

@@ -140,6 +140,24 @@ def test_at_task_rescheduled_the_instance_tells_of_the_next_attempt(
     assert seen == [(1, True, True)]
 
 
+def test_at_task_rescheduled_the_row_tells_of_the_attempt_that_failed() -> None:
+    found = []
+
+    def receiver(task: Task, **kwargs: Any) -> None:
+        row = Task.objects.get(pk=task.pk)
+        found.append((row.attempts, "ValueError" in row.last_error, row.locked_by is not None))
+
+    @background
+    def task() -> None:
+        raise ValueError
+
+    task()
+    signals.task_rescheduled.connect(receiver)
+    tasks.run_next_task()
+    signals.task_rescheduled.disconnect(receiver)
+    assert found == [(1, True, True)]
+
+
 def test_a_receiver_of_task_rescheduled_may_choose_another_time(
     listen: Callable[..., None],
 ) -> None:

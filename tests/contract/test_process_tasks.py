@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,10 @@ def test_autodiscover_imports_the_tasks_of_each_app_once(app: str) -> None:
     proxy = tasks._tasks[f"{app}.tasks.task"]
     autodiscover()
     assert tasks._tasks[f"{app}.tasks.task"] is proxy
+
+
+def test_a_signal_manager_that_cannot_wait_is_enough() -> None:
+    command = process_tasks.Command()
+    command.sig_manager = types.SimpleNamespace(kill_now=False, time_to_wait=[0, 0.1])
+    command.run(duration=1, sleep=0.1)
+    assert command.sig_manager.kill_now is False

@@ -282,9 +282,9 @@ class Task(rows.Row):
         )
 
     def increment_attempts(self) -> None:
-        """Count one more run, and store the count alone."""
+        """Count one more run, and store the row; a row that was deleted does not come back."""
         self.attempts += 1
-        self.save(update_fields=["attempts"])
+        self.save(force_update=True)
 
     def has_reached_max_attempts(self) -> bool:
         """Tell whether no attempt is left."""
@@ -307,7 +307,7 @@ class Task(rows.Row):
         """
         with transaction.atomic(using=self.database):
             self.last_error = self._extract_error(type, err, traceback)
-            self.attempts += 1
+            self.increment_attempts()
             if self.has_reached_max_attempts() or isinstance(err, InvalidTaskError):
                 self._fail()
             else:
@@ -316,7 +316,7 @@ class Task(rows.Row):
     def _fail(self) -> None:
         self.failed_at = vendors.now(self.database)
         logger.warning("Marking task %s as failed", self)
-        self.save(update_fields=["attempts", "last_error", "failed_at"])
+        self.save(update_fields=["failed_at"])
         completed = self.create_completed_task()
         announce(
             task_failed,

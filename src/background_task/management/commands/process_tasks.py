@@ -158,7 +158,7 @@ class Command(BaseCommand):
         except TaskModuleError as error:
             raise CommandError(str(error)) from error
         _require_tables()
-        self._tasks._pool_runner.on_free = self.sig_manager.wake
+        self._tasks._pool_runner.on_free = getattr(self.sig_manager, "wake", _nothing)
         duties = Duties(self._tasks)
         deadline = time.monotonic() + duration if duration > 0 else None
         logger.info("Taking tasks of %s", f"the queue {queue!r}" if queue else "every queue")
@@ -170,26 +170,34 @@ class Command(BaseCommand):
                 else:
                     close_old_connections()
                     logger.debug("waiting for tasks")
-                    self.sig_manager.wait(_at_most(sleep, deadline))
+                    self._wait(_at_most(sleep, deadline))
             self._drain()
             logger.info("Stopped; no task was left running")
         except ForcedStop:
             sys.exit(exit_code(self.sig_manager.signum))
         finally:
-            self._tasks._pool_runner.on_free = lambda: None
+            self._tasks._pool_runner.on_free = _nothing
             self._tasks._pool_runner.close()
 
     def _pause(self) -> None:
         """Rest between two tasks, when SIGUSR2 asked for it; at the fast pace there is no rest."""
         if self.sig_manager.time_to_wait is not TTW_FAST:
-            self.sig_manager.wait(random.uniform(*self.sig_manager.time_to_wait))  # noqa: S311
+            self._wait(random.uniform(*self.sig_manager.time_to_wait))  # noqa: S311
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, and wake for a signal where the project's own signal manager can."""
+        getattr(self.sig_manager, "wait", time.sleep)(seconds)
 
     def _drain(self) -> None:
         """Wait for the tasks in threads; a second request to stop hands them back instead."""
         while not self._tasks._pool_runner.drain(timeout=0.1):
-            if self.sig_manager.force_now:
+            if getattr(self.sig_manager, "force_now", False):
                 hand_back_running()
                 raise ForcedStop
+
+
+def _nothing() -> None:
+    pass
 
 
 def _past(deadline: float | None) -> bool:
