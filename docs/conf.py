@@ -1,0 +1,37 @@
+"""How Sphinx builds these pages; ``scripts/check`` does it with warnings as errors."""
+
+import inspect
+from pathlib import Path
+
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "background_task"]
+)
+django.setup()
+
+project = "django-background-tasks2"
+author = copyright = "the django-background-tasks2 contributors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+exclude_patterns = ["_build", "generated"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+
+
+def write_settings() -> None:
+    """Make the table of settings from the properties that read them."""
+    from background_task.settings import AppSettings
+
+    lines = ["| Setting | Type and default, meaning |", "|---|---|"]
+    for name, value in vars(AppSettings).items():
+        if isinstance(value, property):
+            text = " ".join((inspect.getdoc(value.fget) or "").split()).replace("``", "`")
+            lines.append(f"| `{name}` | {text} |")
+    folder = Path(__file__).parent / "generated"
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+write_settings()
