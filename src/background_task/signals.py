@@ -20,12 +20,15 @@ slow or leaves the database belongs in ``transaction.on_commit``.
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any
 
 from django.db import DatabaseError, connections, transaction
 from django.dispatch import Signal
 
 from background_task.settings import app_settings
+
+logger = logging.getLogger("background_task.signals")
 
 task_created = Signal()
 task_error = Signal()
@@ -45,15 +48,24 @@ def announce(signal: Signal, sender: Any, *, using: str | None = None, **argumen
     would otherwise take the whole transaction with it.
     """
     if using is None or not signal.has_listeners(sender):
-        signal.send_robust(sender, **arguments)
+        _send(signal, sender, arguments)
         return
     with contextlib.suppress(_ReceiverFailedError), transaction.atomic(using=using):
-        responses = signal.send_robust(sender, **arguments)
-        if any(isinstance(response, Exception) for _, response in responses):
+        if not _send(signal, sender, arguments):
             raise _ReceiverFailedError
         # A receiver may have caught a database error that still broke the transaction.
         if not connections[using].is_usable():
             raise _ReceiverFailedError
+
+
+def _send(signal: Signal, sender: Any, arguments: dict[str, Any]) -> bool:
+    """Send and tell whether no receiver raised; ``sys.exit()`` in one ends no worker either."""
+    try:
+        responses = signal.send_robust(sender, **arguments)
+    except SystemExit:
+        logger.exception("A receiver of a signal has called for an exit; the worker goes on")
+        return False
+    return not any(isinstance(response, Exception) for _, response in responses)
 
 
 class _ReceiverFailedError(DatabaseError):

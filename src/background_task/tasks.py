@@ -67,8 +67,8 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     and a stored row with the same name and arguments, if there is one, counts as what was run.
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
-    signals.announce(signals.task_started, Task)
     try:
+        signals.announce(signals.task_started, Task)
         if isinstance(task, Task):
             args, kwargs = task.params()
         else:

@@ -31,6 +31,9 @@ from background_task.states import State
 
 logger = logging.getLogger("background_task.models")
 
+# A database refuses a statement of many megabytes, and the outcome could never be recorded.
+HALF_OF_AN_ERROR = 100_000
+
 
 def _lease() -> timedelta:
     return timedelta(seconds=app_settings.BACKGROUND_TASK_MAX_RUN_TIME)
@@ -260,7 +263,8 @@ class Task(rows.Row):
                 result_id=Coalesce(F("result_id"), Value(uuid7(), models.UUIDField())),
             )
         )
-        return manager.get(pk=self.pk) if taken else None
+        # None again when somebody deletes the row in this moment.
+        return manager.filter(pk=self.pk).first() if taken else None
 
     def hold(self) -> bool:
         """Inside a transaction: keep the row from everybody else, if the run is still ours.
@@ -372,8 +376,10 @@ class Task(rows.Row):
         err: BaseException | None,
         tb: TracebackType | None,
     ) -> str:
-        """Return the traceback as text, without what PostgreSQL cannot store."""
+        """Return the traceback as text that every database can store, cut in the middle if huge."""
         text = "".join(tracebacks.format_exception(type, err, tb))
+        if len(text) > 2 * HALF_OF_AN_ERROR:
+            text = f"{text[:HALF_OF_AN_ERROR]}\n[…]\n{text[-HALF_OF_AN_ERROR:]}"
         return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 

@@ -14,6 +14,6 @@ def backoff(attempts: int, exponent: float = 4) -> timedelta:
     where adding it to a date would soon overflow.
     """
     try:
-        return min(timedelta(seconds=int(attempts**exponent) + 5), LONGEST_DELAY)
+        return min(timedelta(seconds=int(max(attempts, 0) ** exponent) + 5), LONGEST_DELAY)
     except OverflowError:
         return LONGEST_DELAY

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from django.apps import apps
+from django.db import DatabaseError, InterfaceError
 from django.db.models import Count
 
 from background_task import signals, vendors
 from background_task.api import startup
 from background_task.models import Task
 from background_task.storage import chains
-from background_task.storage.transient import TRANSIENT
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -42,8 +42,8 @@ class Duties:
             startup.catch_up()
             self.keep_declared_chains()
             self.report_unknown_names()
-        except TRANSIENT as error:
-            logger.warning("The database is unreachable (%s); trying again later.", error)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("The duties of the worker must wait for the database: %s", error)
 
     def keep_declared_chains(self) -> None:
         """Make the rows agree with what ``@background(every=…)`` declares in the code."""
@@ -57,7 +57,7 @@ class Duties:
                     wanted, declared=True, remove_existing=False, replace=changed
                 )
                 if is_new:
-                    signals.task_created.send(sender=type(proxy.runner), task=row)
+                    signals.announce(signals.task_created, type(proxy.runner), task=row)
         for name in chains.end_undeclared(declared, _is_declared_here):
             logger.info("%s is no longer declared with every=…: its chain has ended.", name)
 
@@ -87,5 +87,8 @@ def _is_declared_here(row: Task) -> bool:
 
     Another project may keep its tasks in the same database; what it declares is not ours to end.
     """
-    module = json.loads(row.options or "{}").get("declared_in", "")
+    try:
+        module = json.loads(row.options or "")["declared_in"]
+    except (ValueError, TypeError, KeyError):
+        return False
     return any(f"{module}.".startswith(f"{config.name}.") for config in apps.get_app_configs())

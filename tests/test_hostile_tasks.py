@@ -1,0 +1,161 @@
+"""Tasks, receivers and rows that mean no good: the worker lives on, and nothing gets stuck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from background_task import background, signals
+from background_task.models import CompletedTask, Task
+from background_task.tasks import tasks
+from background_task.worker.duties import Duties
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Unprintable(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+def recurse() -> None:
+    recurse()
+
+
+def close() -> None:
+    connection.close()
+    raise ValueError
+
+
+def abort() -> None:
+    with transaction.atomic():
+        try:
+            connection.cursor().execute("SELECT * FROM there_is_no_such_table")
+        except Exception:
+            Task.objects.count()
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: raise_it(Unprintable()),
+        lambda: raise_it(ValueError("x" * 20_000_000)),
+        lambda: raise_it(ValueError("nul \x00 and surrogate \ud800")),
+        lambda: raise_it(ExceptionGroup("many", [ValueError(), TypeError()])),
+        recurse,
+        close,
+        lambda: tasks.run_task("of.nobody"),
+    ],
+    ids=["unprintable", "huge", "nul", "group", "recursion", "closed", "unknown"],
+)
+def test_a_failure_of_any_kind_is_recorded_and_retried(body: Any) -> None:
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    row = Task.objects.get()
+    assert (row.attempts, row.locked_by) == (1, None)
+    assert 0 < len(row.last_error) < 300_000
+
+
+def test_a_broken_transaction_of_a_task_is_its_own_affair(vendor: str) -> None:
+    background("hostile")(abort)()
+    assert tasks.run_next_task()
+    if vendor == "postgresql":  # where a failed statement breaks the transaction
+        assert Task.objects.get().attempts == 1
+    else:
+        assert CompletedTask.objects.exists()
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+
+
+@pytest.mark.parametrize(
+    "params", ["", "{", "null", "[]", "[1]", "[[], []]", "[5, {}]", "[[], {}, 1]", '[{"a": 1}, {}]']
+)
+def test_a_row_whose_arguments_were_tampered_with_fails_and_blocks_nobody(params: str) -> None:
+    bad = background("hostile")(lambda *args: None)()
+    Task.objects.filter(pk=bad.pk).update(task_params=params)
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.filter(task_name="next").exists()
+    assert not Task.objects.filter(locked_by__isnull=False).exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"repeat": 10**17},
+        {"repeat": -5},
+        {"attempts": -3},
+        {"attempts": 10**6},
+        {"epoch": None, "state": None, "result_id": None},
+        {"state": 77},
+        {"options": "garbage", "unique_key": "every:garbage"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_row_with_odd_values_runs_to_an_end(values: dict[str, Any], fails: bool) -> None:
+    def body() -> None:
+        if fails:
+            raise ValueError
+
+    background("hostile")(body)()
+    Task.objects.update(**values)
+    Duties(tasks).run_if_due()
+    assert tasks.run_next_task()
+    assert not Task.objects.filter(locked_by__isnull=False).exists()
+
+
+@pytest.mark.parametrize("name", ["task_started", "task_error", "task_successful"])
+def test_a_receiver_that_exits_does_not_take_the_worker_along(name: str) -> None:
+    def receiver(**kwargs: Any) -> None:
+        raise SystemExit
+
+    def body() -> None:
+        if name == "task_error":
+            raise ValueError
+
+    background("hostile")(body)()
+    signal = getattr(signals, name)
+    signal.connect(receiver)
+    try:
+        assert tasks.run_next_task()
+    finally:
+        signal.disconnect(receiver)
+    assert not Task.objects.filter(locked_by__isnull=False).exists()
+
+
+def test_a_row_that_is_deleted_while_it_is_claimed_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = background("hostile")(lambda: None)()
+
+    def delete(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if sql.startswith("UPDATE"):
+            execute("DELETE FROM background_task", (), False, context)
+        return result
+
+    with connection.execute_wrapper(delete):
+        assert row.lock("me") is None
+
+
+def test_an_async_function_runs_to_its_end() -> None:
+    ran = []
+
+    @background
+    async def task(value: int) -> None:
+        ran.append(value)
+
+    task(5)
+    assert tasks.run_next_task()
+    assert ran == [5]
+    assert CompletedTask.objects.exists()
