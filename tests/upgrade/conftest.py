@@ -19,7 +19,7 @@ from support import TESTS
 
 CACHE = TESTS.parent / ".cache"
 PREDECESSOR = "django-background-tasks==1.2.8"
-DRIVERS = ["psycopg[binary]", "PyMySQL", "mock"]
+DRIVERS = ["psycopg[binary]", "PyMySQL"]
 numbers = itertools.count()
 
 

@@ -157,29 +157,3 @@ def test_the_predecessor_can_be_put_back_and_ours_again(database: Database) -> N
     assert "('[[\"left by theirs\"], {}]', '2.0.0a1')" in database.code(NEW, seen)
     ids = "print([row.result_id is not None for row in CompletedTask.objects.order_by('id')])"
     assert database.code(NEW, ids).strip() == "[False, False, True]"
-
-
-def test_the_predecessors_own_tests_pass_with_this_package(
-    database: Database, vendor: str, predecessor: str
-) -> None:
-    modes = [{}, {"TEST_RUN_ASYNC": "1"}] if vendor == "sqlite" else [{}]
-    find = "import background_task.tests as t, mock; print(t.__path__[0]); print(mock.__file__)"
-    folder, mock = database.run(OLD, "-c", find).splitlines()
-    code = (
-        "import sys, django, unittest.mock\n"
-        "sys.modules['mock'] = unittest.mock\n"
-        "import background_task.tests; background_task.tests.__path__.insert(0, sys.argv[1])\n"
-        "from django.conf import settings; from django.test.utils import get_runner\n"
-        "if settings.DATABASES['default']['ENGINE'].endswith('sqlite3'):\n"
-        "    settings.DATABASES['default']['TEST'] = {'NAME': sys.argv[2]}\n"
-        "else:\n    settings.DATABASES['default']['TEST'] = {'NAME': sys.argv[2] + '_own'}\n"
-        "django.setup()\n"
-        "sys.exit(bool(get_runner(settings)(verbosity=0, interactive=False)"
-        ".run_tests(['background_task.tests.test_tasks'])))\n"
-    )
-    for environment in modes:
-        name = f"{database.name}.tests" if vendor == "sqlite" else database.name
-        printed = database.run(NEW, "-c", code, folder, name, **environment)
-        assert "Ran 55 tests" in printed
-        assert "\nOK" in printed
-    assert mock
