@@ -56,6 +56,7 @@ def test_a_message_is_accepted_and_its_state_goes_to_done(
     ("method", "path", "content_type", "body", "status", "says"),
     [
         ("POST", TASKS, FORM, b"", 400, "missing"),
+        ("POST", TASKS, "", b"", 400, "missing"),
         ("POST", TASKS, FORM, b"mesage=hi", 400, "missing"),
         ("POST", TASKS, FORM, b"message=", 400, "empty"),
         ("POST", TASKS, FORM, b"message=+%09+", 400, "empty"),
