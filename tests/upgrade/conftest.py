@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import subprocess
@@ -30,18 +31,26 @@ def predecessor() -> str:
     home = CACHE / name
     python = home / "bin" / "python"
     complete = home / ".complete"
-    if not complete.exists():
-        venv.create(home, with_pip=True, clear=True)
-        packages = [PREDECESSOR, f"Django=={django.get_version()}", *DRIVERS]
-        install = [str(python), "-m", "pip", "install", "--quiet", *packages]
-        installed = subprocess.run(install, capture_output=True, text=True, check=False)
-        if installed.returncode:
-            reason = f"{PREDECESSOR} cannot be installed: {installed.stderr[-300:]}"
-            if os.environ.get("CI") == "true":
-                pytest.fail(reason)
-            pytest.skip(reason)
-        complete.touch()
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one test run come here at the same time
+        if not complete.exists():
+            install(home, python)
+            complete.touch()
     return str(python)
+
+
+def install(home: Path, python: Path) -> None:
+    """Make the environment, or skip what needs it."""
+    venv.create(home, with_pip=True, clear=True)
+    packages = [PREDECESSOR, f"Django=={django.get_version()}", *DRIVERS]
+    command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    installed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        reason = f"{PREDECESSOR} cannot be installed: {installed.stderr[-300:]}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @pytest.fixture
