@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -16,7 +17,7 @@ from django.db import connection
 TESTS = Path(__file__).parent
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> object:
+def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
     """Return the first true value of ``condition()``; fail when there is none in time."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
