@@ -55,7 +55,7 @@ __all__ = [
 
 logger = logging.getLogger("background_task.tasks")
 
-# The rows whose functions run in this process now, so that a forced stop can hand them back.
+# The rows that this process runs, or has given to a thread, so that a forced stop can hand them back.
 _running: dict[int, Task] = {}
 _running_lock = threading.Lock()
 
@@ -141,15 +141,14 @@ def _back_to_autocommit() -> None:
 
 @contextmanager
 def _counted_as_running(task: Task | None) -> Iterator[None]:
-    key = threading.get_ident()
     if task is not None:
         with _running_lock:
-            _running[key] = task
+            _running[id(task)] = task
     try:
         yield
     finally:
         with _running_lock:
-            _running.pop(key, None)
+            _running.pop(id(task), None)
 
 
 def hand_back_running() -> None:
@@ -191,6 +190,9 @@ class PoolRunner:
         """Hand the run to a thread and return at once."""
         with self._changed:
             self._busy += 1
+        if task is not None:
+            with _running_lock:
+                _running[id(task)] = task  # a thread may be slow to begin
         self._pool.apply_async(self._job, (proxy_task, task, *args), kwargs)
 
     __call__ = run
@@ -201,6 +203,8 @@ class PoolRunner:
         except BaseException:
             logger.exception("A thread of the pool failed")
         finally:
+            with _running_lock:
+                _running.pop(id(task), None)
             with self._changed:
                 self._busy -= 1
                 self._changed.notify_all()
