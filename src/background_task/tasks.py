@@ -55,7 +55,7 @@ __all__ = [
 
 logger = logging.getLogger("background_task.tasks")
 
-# The rows that this process runs, or has given to a thread, so that a forced stop can hand them back.
+# The rows that this process runs or has given to a thread: a forced stop hands them back.
 _running: dict[int, Task] = {}
 _running_lock = threading.Lock()
 
