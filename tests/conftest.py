@@ -24,8 +24,7 @@ def command(tmp_path: Path, transactional_db: None) -> Iterator[Callable[..., Ch
 
     yield start
     for child in children:
-        child.process.kill()
-        child.process.wait()
+        child.end()
 
 
 @pytest.fixture

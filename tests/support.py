@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -59,6 +60,12 @@ class Child:
     def wait(self, timeout: float = 30) -> int:
         """Return the exit code."""
         return self.process.wait(timeout)
+
+    def end(self) -> None:
+        """Kill it and what it has started, such as the process that an autoreloader watches."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def text(self) -> str:
         return self.output.read_text()

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 from legacy import NEW, OLD, Database, finish
+from support import wait_until
 
 TRICKY = [
     "('ñandú 🎉', 'a\"b\\\\c')",
@@ -129,9 +130,14 @@ def test_workers_of_both_packages_run_each_of_500_tasks_once(
     if vendor == "sqlite":  # two writers need the write-ahead log, whichever package they run
         database.code(NEW, "connection.cursor().execute('PRAGMA journal_mode=WAL')")
     database.code(OLD, "for number in range(500): unhurried(number)")
-    arguments = ["-m", "django", "process_tasks", "--sleep", "0.1", "--duration", "12"]
+    arguments = ["-m", "django", "process_tasks", "--sleep", "0.1", "--duration", "120"]
     ours, theirs = database.start(NEW, *arguments), database.start(OLD, *arguments)
-    finish(theirs)
+    wait_until(
+        lambda: database.code(NEW, "print(Task.objects.count())").strip() == "0", timeout=120
+    )
+    theirs.terminate()
+    theirs.communicate()
+    ours.terminate()
     finish(ours)
     code = "print(json.dumps(list(Note.objects.values_list('text', 'worker'))))"
     notes = json.loads(database.code(NEW, code).splitlines()[-1])
