@@ -60,7 +60,7 @@ class AppSettings:
 
     @property
     def BACKGROUND_TASK_PRIORITY_ORDERING(self) -> str:
-        """ "DESC" or "ASC", "DESC": whether the highest or the lowest number runs first.
+        """text, "DESC": "DESC" runs the highest number first, "ASC" the lowest.
 
         The property returns what ``order_by`` takes: ``"-"`` or ``""``. Anything but ``"ASC"``
         means ``"DESC"``.
