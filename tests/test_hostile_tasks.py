@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.signals import post_save
+from django.test import override_settings
+from django.utils import timezone
+from project.models import Note
 
 from background_task import background, signals
 from background_task.models import CompletedTask, Task
@@ -165,3 +169,57 @@ def test_an_async_function_runs_to_its_end() -> None:
     assert tasks.run_next_task()
     assert ran == [5]
     assert CompletedTask.objects.exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_block_that_a_task_never_leaves_is_rolled_back(fails: bool) -> None:
+    def body() -> None:
+        transaction.atomic().__enter__()
+        Note.objects.create(text="left open")
+        if fails:
+            raise ValueError
+
+    background("hostile")(body)()
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert not connection.in_atomic_block
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.filter(task_name="next").exists()
+    assert CompletedTask.objects.filter(task_name="hostile").exists() is not fails
+    assert not Note.objects.exists()
+
+
+def test_a_session_that_a_task_makes_read_only_is_given_up(vendor: str) -> None:
+    statement = {
+        "sqlite": "PRAGMA query_only = 1",
+        "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "mysql": "SET SESSION TRANSACTION READ ONLY",
+    }[vendor]
+
+    def body() -> None:
+        connection.cursor().execute(statement)
+
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.exists()
+
+
+@pytest.mark.parametrize("model", [Task, CompletedTask])
+def test_a_receiver_that_forbids_to_record_a_failure_puts_the_task_off(model: Any) -> None:
+    def receiver(**kwargs: Any) -> None:
+        raise RuntimeError("not here")
+
+    def body() -> None:
+        raise ValueError
+
+    background("hostile")(body)()
+    post_save.connect(receiver, sender=model)
+    try:
+        with override_settings(MAX_ATTEMPTS=1 if model is CompletedTask else 25):
+            assert tasks.run_next_task()
+    finally:
+        post_save.disconnect(receiver, sender=model)
+    row = Task.objects.get()
+    assert (row.attempts, row.locked_by) == (1, None)
+    assert row.run_at > timezone.now()
+    assert "not here" in row.last_error

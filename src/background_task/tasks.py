@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -67,6 +67,7 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     and a stored row with the same name and arguments, if there is one, counts as what was run.
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
+    in_blocks = _in_atomic_blocks()
     try:
         signals.announce(signals.task_started, Task)
         if isinstance(task, Task):
@@ -75,7 +76,7 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
             task = _stored_row(proxy_task, args, kwargs)
         with _counted_as_running(task), interruptible():
             _call(proxy_task, args, kwargs)
-        _back_to_autocommit()
+        _close_what_is_open(in_blocks)
         if task is not None and finish.succeed(task) is None:
             logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
         elif task is not None:
@@ -85,9 +86,11 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
             finish.hand_back(task)
         raise
     except BaseException as error:
+        _close_what_is_open(in_blocks)
         _record_failure(proxy_task, task, error)
     finally:
         signals.announce(signals.task_finished, Task)
+        _close_what_is_open(in_blocks)
 
 
 def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
@@ -111,32 +114,49 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) ->
     logger.error("Rescheduling %s", name, exc_info=error)
     if task is None:
         return
-    _back_to_autocommit()
+    claimed = dict(task.__dict__)
     before = finish.snapshot(task)
     signals.announce(signals.task_error, type(error), task=task)
     edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
     try:
         if not finish.fail(task, error, error.__traceback__, edits):
             logger.warning("%s has failed, but its row was deleted or taken over meanwhile", task)
-    except Exception:
-        logger.exception(
-            "The failure of %s could not be recorded; it stays locked until MAX_RUN_TIME is over, "
-            "and will then run again",
-            task,
-        )
+    except Exception as reason:
+        logger.exception("The failure of %s could not be recorded; trying without its hooks", task)
+        task.__dict__.update(claimed)
+        try:
+            finish.set_aside(task, task._extract_error(type(reason), reason, reason.__traceback__))
+        except Exception:
+            logger.exception(
+                "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
+            )
 
 
-def _back_to_autocommit() -> None:
-    """Roll back what a task left open by hand, so that the outcome is not left uncommitted too."""
+def _in_atomic_blocks() -> set[str]:
+    """Return the databases on which this thread is inside an atomic block."""
+    return {each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block}
+
+
+def _close_what_is_open(in_blocks: set[str]) -> None:
+    """Roll back the transactions a task has left open, so that its outcome is not part of them.
+
+    Args:
+        in_blocks: the databases on which the caller was inside an atomic block already.
+    """
     for connection in connections.all(initialized_only=True):
-        if (
-            connection.connection is not None
-            and not connection.in_atomic_block
-            and connection.settings_dict["AUTOCOMMIT"]
-            and not connection.get_autocommit()
-        ):
-            connection.rollback()
-            connection.set_autocommit(True)
+        if connection.alias in in_blocks or connection.connection is None:
+            continue
+        if connection.in_atomic_block:
+            # Django keeps a connection until its blocks are left; connecting anew forgets them.
+            with suppress(Exception):
+                connection.connection.close()
+            connection.connection = None
+            with suppress(Exception):
+                connection.connect()
+        elif connection.settings_dict["AUTOCOMMIT"] and not connection.autocommit:
+            with suppress(Exception):
+                connection.rollback()
+            connection.close()
 
 
 @contextmanager
@@ -297,6 +317,9 @@ class DBTaskRunner:
             return claim.claim_next(tasks._tasks.keys(), queue, self.worker_name)
         except TRANSIENT as error:
             logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
+            using = router.db_for_write(Task)
+            if not connections[using].in_atomic_block:
+                connections[using].close()
             return None
 
     def run_task(self, tasks: Tasks, task: Task) -> None:

@@ -10,7 +10,10 @@ from django.db import models, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce
 
+from background_task import vendors
 from background_task.models import CompletedTask, Task
+from background_task.policies.retries import backoff
+from background_task.settings import app_settings
 from background_task.signals import announce, task_successful
 from background_task.states import State
 from background_task.storage.transient import persevere
@@ -92,12 +95,30 @@ def snapshot(task: models.Model) -> dict[str, Any]:
     }
 
 
-def hand_back(task: Task) -> bool:
-    """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
-    held = Task.objects.using(task.database).filter(
+def set_aside(task: Task, error: str) -> bool:
+    """Put off a run whose failure could not be recorded as it should; False when it is not ours.
+
+    No receiver and no method of a project is asked, since one of them is the likely reason.
+    """
+    delay = backoff(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
+    values = {
+        "attempts": F("attempts") + 1,
+        "last_error": error,
+        "run_at": vendors.now(task.database) + delay,
+        "state": State.SCHEDULED,
+    }
+    return bool(_held(task).update(locked_by=None, locked_at=None, **values))
+
+
+def _held(task: Task) -> models.QuerySet[Task]:
+    return Task.objects.using(task.database).filter(
         pk=task.pk, locked_by=task.locked_by, locked_at=task.locked_at, epoch=task.epoch
     )
-    return persevere(task.database, "hand back a task", lambda: bool(release(held)))
+
+
+def hand_back(task: Task) -> bool:
+    """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
+    return persevere(task.database, "hand back a task", lambda: bool(release(_held(task))))
 
 
 def release(rows: models.QuerySet[Task]) -> int:

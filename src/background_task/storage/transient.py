@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import InterfaceError, InternalError, OperationalError, connections
 
 from background_task import vendors
 
@@ -16,7 +16,8 @@ logger = logging.getLogger("background_task.storage")
 
 Result = TypeVar("Result")
 
-TRANSIENT = (OperationalError, InterfaceError)
+# InternalError is how PostgreSQL refuses to write after a failover to a read-only server.
+TRANSIENT = (OperationalError, InterfaceError, InternalError)
 PATIENT = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 HURRIED = (0.05, 0.2)
 
@@ -43,6 +44,6 @@ def persevere(
             if vendors.is_missing_table(error):
                 raise
             logger.warning("Could not %s, trying again: %s", act, str(error).strip() or repr(error))
-            connections[using].close_if_unusable_or_obsolete()
+            connections[using].close()  # whatever state it is in, the next one is fresh
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
     return verb()
