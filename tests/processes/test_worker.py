@@ -264,11 +264,11 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
     touched = time.time()
 
     def reloaded() -> bool:
-        # A change made before the reloader's first look is none; one of the next will be seen. There
-        # must be time for a start between them.
+        # A change made before the reloader's first look is none, so there may be another; a start
+        # needs the time between them.
         nonlocal touched
         if time.time() > touched:
-            touched = time.time() + 15
+            touched = time.time() + 8
             os.utime(module, (touched, touched))
         Task.objects.filter(run_at__gt=timezone.now()).update(run_at=timezone.now())
         return noted("after")()
