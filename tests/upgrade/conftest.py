@@ -3,75 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
-import subprocess
-import sys
-import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import django
 import pytest
 from django.db import connection
+from environments import FORK, PREDECESSOR, python_with
 from legacy import Database
-from support import TESTS
+from pytest_django import DjangoDbBlocker
 
-CACHE = TESTS.parent / ".cache"
-PREDECESSOR = "django-background-tasks==1.2.8"
-DRIVERS = ["psycopg[binary]", "PyMySQL"]
 numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def predecessor() -> str:
-    """The Python of an environment with the real predecessor and the Django of this run."""
-    name = f"predecessor-{sys.version_info[0]}.{sys.version_info[1]}-{django.get_version()}"
-    home = CACHE / name
-    python = home / "bin" / "python"
-    complete = home / ".complete"
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one test run come here at the same time
-        if not complete.exists():
-            install(home, python)
-            complete.touch()
-    return str(python)
+    """The Python of an environment with the real predecessor."""
+    return python_with(PREDECESSOR)
 
 
-def install(home: Path, python: Path) -> None:
-    """Make the environment, or skip what needs it."""
-    venv.create(home, with_pip=True, clear=True)
-    packages = [PREDECESSOR, f"Django=={django.get_version()}", *DRIVERS]
-    command = [str(python), "-m", "pip", "install", "--quiet", *packages]
-    installed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        reason = f"{PREDECESSOR} cannot be installed: {installed.stderr[-300:]}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+@pytest.fixture(scope="session")
+def fork() -> str:
+    """The Python of an environment with the fork that left migrations of its own."""
+    return python_with(FORK)
 
 
 @pytest.fixture
-def database(
-    predecessor: str, tmp_path: Path, vendor: str, django_db_blocker: pytest.FixtureRequest
-) -> Iterator[Database]:
-    """An empty database that both packages can be let loose on."""
-    if vendor == "sqlite":
-        yield Database(predecessor, str(tmp_path / "upgraded.sqlite3"))
-        return
-    name = f"background_task_upgrade_{os.getpid()}_{next(numbers)}"
-    with django_db_blocker.unblock():
-        _execute(f"CREATE DATABASE {name}")
-        try:
-            yield Database(predecessor, name)
-        finally:
-            force = " WITH (FORCE)" if vendor == "postgresql" else ""
-            _execute(f"DROP DATABASE {name}{force}")
+def new_database(
+    predecessor: str, tmp_path: Path, vendor: str, django_db_blocker: DjangoDbBlocker
+) -> Iterator[Callable[[], Database]]:
+    """Make empty databases that every package can be let loose on; they go with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> Database:
+            name = f"background_task_upgrade_{os.getpid()}_{next(numbers)}"
+            if vendor == "sqlite":
+                name = str(tmp_path / f"{name}.sqlite3")
+            else:
+                stack.enter_context(_created(name, vendor, django_db_blocker))
+            database = Database(predecessor, name, django_db_blocker)
+            stack.callback(database.close)
+            return database
+
+        yield make
 
 
-def _execute(statement: str) -> None:
+@contextlib.contextmanager
+def _created(name: str, vendor: str, blocker: DjangoDbBlocker) -> Iterator[None]:
+    _execute(f"CREATE DATABASE {name}", blocker)
+    try:
+        yield
+    finally:
+        force = " WITH (FORCE)" if vendor == "postgresql" else ""
+        _execute(f"DROP DATABASE {name}{force}", blocker)
+
+
+def _execute(statement: str, blocker: DjangoDbBlocker) -> None:
     """Run a statement that no transaction may hold, beside the database of the tests."""
-    with contextlib.closing(connection.copy()) as own, own._nodb_cursor() as cursor:
+    with (
+        blocker.unblock(),
+        contextlib.closing(connection.copy()) as own,
+        own._nodb_cursor() as cursor,
+    ):
         cursor.execute(statement)
+
+
+@pytest.fixture
+def database(new_database: Callable[[], Database]) -> Database:
+    """One such database."""
+    return new_database()

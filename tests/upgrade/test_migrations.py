@@ -2,118 +2,175 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+
 import pytest
-from legacy import NEW, OLD, Database
+from legacy import HISTORY, NEW, OLD, PROJECT, TASKS, Database, column
 
-HISTORIES = ["plain", "django4", "self_made"]
-FILL = (
-    "from background_task.tasks import tasks\n"
-    "for number in range(3): note(number)\n"
-    "Watch.objects.create(task=note('watched', schedule=3600))\n"
-    "tasks.run_next_task()\n"
-    "Watch.objects.create(done=CompletedTask.objects.get())\n"
-)
+from background_task import __version__ as OURS  # noqa: N812
+
+FIRST = "Applying background_task.0005_public_ids_and_states... OK"
+SELF_MADE = "0003_alter_completedtask_id_alter_task_id"
+FORK = "fork"
 
 
-def prepare(database: Database, history: str) -> None:
-    """Make a database as the predecessor, or a fork of it, has left it."""
-    environment = {} if history == "plain" else {"LEGACY_HISTORY": history}
-    database.manage(OLD, "migrate", **environment)
-    database.code(OLD, FILL)
+def plain(database: Database, request: pytest.FixtureRequest) -> str:
+    """The predecessor alone."""
+    database.manage(OLD, "migrate")
+    return OLD
 
 
-@pytest.mark.parametrize("history", HISTORIES)
-def test_a_known_history_migrates_twice_and_keeps_every_row(
-    database: Database, history: str
-) -> None:
-    prepare(database, history)
-    before = database.code(OLD, "print(sorted(Task.objects.values_list('id', 'task_params')))")
-    first = database.manage(NEW, "migrate")
-    assert "Applying background_task.0005_public_ids_and_states... OK" in first
+def forked(database: Database, request: pytest.FixtureRequest) -> str:
+    """The fork django4-background-tasks, which made the keys 64-bit and 32-bit again."""
+    database.pythons[FORK] = request.getfixturevalue("fork")
+    printed = database.manage(FORK, "migrate")
+    assert "Applying background_task.0003_auto_20210410_1529... OK" in printed
+    assert "Applying background_task.0004_auto_20220202_1721... OK" in printed
+    return FORK
+
+
+def self_made(database: Database, request: pytest.FixtureRequest) -> str:
+    """The predecessor, and the migration that makemigrations writes into its package."""
+    folder = request.getfixturevalue("tmp_path")
+    find = "import background_task.migrations as m; print(m.__path__[0])"
+    shutil.copytree(database.run(OLD, "-c", find).strip(), folder / "written")
+    environment = {
+        "FIRST_ON_PATH": str(folder),
+        "TEST_MIGRATIONS": "written",
+        "TEST_AUTO_FIELD": "BigAutoField",
+    }
+    database.manage(OLD, "makemigrations", "background_task", **environment)
+    assert (folder / "written" / f"{SELF_MADE}.py").exists()
+    printed = database.manage(OLD, "migrate", **environment)
+    assert f"Applying background_task.{SELF_MADE}... OK" in printed
+    return OLD
+
+
+def migrate_twice(database: Database) -> None:
+    assert FIRST in database.manage(NEW, "migrate")
     assert "No migrations to apply" in database.manage(NEW, "migrate")
-    after = database.code(NEW, "print(sorted(Task.objects.values_list('id', 'task_params')))")
-    assert after == before
     database.manage(NEW, "check", "--database", "default")
-    database.work(NEW, 1)
-    notes = database.code(NEW, "print(sorted(Note.objects.values_list('text', flat=True)))")
-    assert notes.strip() == "['[[0], {}]', '[[1], {}]', '[[2], {}]']"
 
 
 def test_a_fresh_database_migrates_twice(database: Database) -> None:
-    assert "Applying background_task.0005_public_ids_and_states... OK" in database.manage(
-        NEW, "migrate"
-    )
-    assert "No migrations to apply" in database.manage(NEW, "migrate")
+    migrate_twice(database)
+    database.call(NEW, "fill_little")
+    assert database.call(NEW, "references")[0] == '[["watched"], {}]'
 
 
-@pytest.mark.parametrize("auto_field", ["AutoField", "BigAutoField", "SmallAutoField"])
-def test_no_migration_is_missing_whatever_keys_the_project_chooses(
-    database: Database, auto_field: str
+@pytest.mark.parametrize("history", [plain, forked, self_made])
+def test_a_known_history_migrates_twice_and_keeps_every_row_and_reference(
+    new_database: Callable[[], Database],
+    history: Callable[[Database, pytest.FixtureRequest], str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    printed = database.run(
-        NEW,
-        "-c",
-        "import django; from django.conf import settings\n"
-        f"settings.DEFAULT_AUTO_FIELD = 'django.db.models.{auto_field}'\n"
-        "django.setup(); from django.core.management import call_command\n"
-        "call_command('makemigrations', 'background_task', check=True, dry_run=True)\n",
-    )
-    assert "No changes detected" in printed
+    database = new_database()
+    which = history(database, request)
+    database.call(which, "fill_little")
+    tasks, done = database.rows(TASKS), database.rows(HISTORY)
+    assert (len(tasks), len(done)) == (3, 1)
+    references = database.call(which, "references")
+
+    migrate_twice(database)
+    assert (database.rows(TASKS), database.rows(HISTORY)) == (tasks, done)
+    assert database.call(NEW, "references") == references
+    database.work(NEW, lambda: len(database.rows(TASKS)) == 1)
+    assert database.notes() == {("[[1], {}]", OURS): 1, ("[[2], {}]", OURS): 1}
+
+    fresh = new_database()
+    fresh.manage(NEW, "migrate")
+    tables = (TASKS, HISTORY, *PROJECT)
+    assert database.schema(*tables) == fresh.schema(*tables)
 
 
-def test_keys_become_64_bit_and_the_projects_foreign_keys_follow(
+@pytest.mark.parametrize("auto_field", [None, "AutoField", "BigAutoField", "SmallAutoField"])
+def test_no_migration_is_missing_whatever_keys_the_project_chooses(
+    database: Database, auto_field: str | None
+) -> None:
+    environment = {"TEST_AUTO_FIELD": auto_field} if auto_field else {}
+    printed = database.manage(NEW, "makemigrations", "--check", "--dry-run", **environment)
+    assert printed.strip() == "No changes detected"
+
+
+def test_keys_become_64_bit_and_the_foreign_keys_of_projects_follow(
     database: Database, vendor: str
 ) -> None:
-    prepare(database, "plain")
+    database.manage(OLD, "migrate")
+    if vendor == "postgresql":  # one table as Django before 4.1 made it
+        database.query(
+            "ALTER TABLE background_task ALTER id DROP IDENTITY;"
+            "CREATE SEQUENCE background_task_id_seq AS integer OWNED BY background_task.id;"
+            "ALTER TABLE background_task ALTER id SET DEFAULT nextval('background_task_id_seq')"
+        )
+    database.call(OLD, "fill_little")
+    references = database.call(OLD, "references")
+    last = max(database.rows(TASKS))
     database.manage(NEW, "migrate")
-    code = (
-        "found = []\n"
-        "for table, column in [('background_task', 'id'), ('background_task_completedtask', 'id'),"
-        " ('legacy_project_watch', 'task_id'), ('legacy_project_watch', 'done_id')]:\n"
-        "    with connection.cursor() as c:\n"
-        "        for d in connection.introspection.get_table_description(c, table):\n"
-        "            if d.name == column:\n"
-        "                found.append(connection.introspection.get_field_type(d.type_code, d))\n"
-        "print(found)\n"
-        "watched, done = Watch.objects.order_by('id')\n"
-        "print(watched.task.params()[0], done.done.task_params)\n"
-        "print(max(Task.objects.values_list('id', flat=True)) < note('next').pk)\n"
-        "try:\n    Watch.objects.create(task_id=10**12); connection.check_constraints()\n"
-        "except Exception as error: print(type(error).__name__)\n"
-        "watched.task.delete(); watched.refresh_from_db(); print(watched.task)\n"
-    )
-    types, followed, higher, enforced, cascaded = database.code(NEW, code).splitlines()[-5:]
+
+    schema = database.schema(TASKS, HISTORY, *PROJECT)
+    types = [
+        schema[table]["columns"][name][0]
+        for table, name in [
+            (TASKS, "id"),
+            (HISTORY, "id"),
+            ("archive_watch", "task_id"),
+            ("archive_watch", "done_id"),
+            ("archive_report", "done_id"),
+            ("archive_batch_tasks", "task_id"),
+        ]
+    ]
     if vendor == "sqlite":  # every integer column of SQLite holds 64 bits
-        assert types.count("Integer") + types.count("Auto") >= 4
+        assert all("Integer" in each or "Auto" in each for each in types), types
     else:
-        assert types.count("Big") == 4
-    assert followed == "['watched'] [[0], {}]"
-    assert higher == "True"
-    assert enforced == "IntegrityError"
-    assert cascaded == "None"
+        assert all(each in ("BigIntegerField", "BigAutoField") for each in types), types
+    assert database.call(NEW, "references") == references
+
+    assert database.call(NEW, "enqueue", "next")[0] > last
+    for table in (TASKS, HISTORY):
+        raise_ids(database, vendor, table, 2**32)
+    (far,) = database.call(NEW, "enqueue", "far")
+    assert far == 2**32 + 1
+    assert database.call(NEW, "refer_to", far) == '[["far"], {}]'
+    assert database.call(NEW, "run_one")
+    assert max(database.rows(HISTORY)) == 2**32 + 1
+    assert database.query("SELECT max(task_id) FROM archive_watch") == [(far,)]
 
 
-def test_ids_beyond_32_bits_are_given(database: Database, vendor: str) -> None:
+def raise_ids(database: Database, vendor: str, table: str, last: int) -> None:
+    """Let the next key be the one after ``last``."""
+    if vendor == "sqlite":
+        database.query(f"UPDATE sqlite_sequence SET seq = {last} WHERE name = '{table}'")
+    elif vendor == "postgresql":
+        database.query(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), {last})")
+    else:
+        database.query(f"ALTER TABLE {table} AUTO_INCREMENT = {last + 1}")
+
+
+def test_references_of_projects_are_still_enforced(database: Database) -> None:
+    database.manage(OLD, "migrate")
+    database.call(OLD, "fill_little")
     database.manage(NEW, "migrate")
-    raise_it = {
-        "sqlite": "UPDATE sqlite_sequence SET seq = 4294967296 WHERE name = 'background_task'",
-        "postgresql": (
-            "SELECT setval(pg_get_serial_sequence('background_task', 'id'), 4294967296)"
-        ),
-        "mysql": "ALTER TABLE background_task AUTO_INCREMENT = 4294967297",
-    }[vendor]
-    code = f'note("near")\nconnection.cursor().execute("{raise_it}")\nprint(note("far").pk)'
-    assert int(database.code(NEW, code).splitlines()[-1]) == 4294967297
+    refused, left = database.call(NEW, "references_are_enforced")
+    assert refused == [True] * 4
+    assert left == [1, 0, 0], "SET_NULL keeps its row, CASCADE does not"
 
 
-def test_our_migration_can_be_taken_back(database: Database) -> None:
-    prepare(database, "plain")
+def test_our_migration_can_be_taken_back_and_made_again(database: Database) -> None:
+    database.manage(OLD, "migrate")
+    database.call(OLD, "fill_little")
+    before = database.schema(TASKS, HISTORY)
+    rows = database.rows(TASKS), database.rows(HISTORY)
     database.manage(NEW, "migrate")
     database.manage(NEW, "migrate", "background_task", "0002")
-    assert database.code(OLD, "print(Task.objects.count(), CompletedTask.objects.count())") == (
-        "3 1\n"
-    )
+    assert (database.rows(TASKS), database.rows(HISTORY)) == rows
+    after = database.schema(TASKS, HISTORY)
+    for table in (TASKS, HISTORY):
+        assert after[table]["constraints"] == before[table]["constraints"]
+        del before[table]["columns"]["id"], after[table]["columns"]["id"]  # stays 64-bit
+        assert after[table]["columns"] == before[table]["columns"]
+    database.manage(OLD, "migrate")
+    assert database.call(OLD, "run_one")
     database.manage(NEW, "migrate")
-    assert database.code(NEW, "print(Task.objects.count(), CompletedTask.objects.count())") == (
-        "3 1\n"
-    )
+    assert database.call(NEW, "run_one")
+    assert column(database.rows(HISTORY), "attempts") == [1, 1, 1]

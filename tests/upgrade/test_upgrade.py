@@ -4,122 +4,114 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime, timedelta
 
-from legacy import NEW, OLD, Database, finish
+from legacy import HISTORY, NEW, OLD, TASKS, Database
 from support import wait_until
 
-TRICKY = [
-    "('ñandú 🎉', 'a\"b\\\\c')",
-    "({'b': {'a': [1, 2.5, None, True]}, 'a': 1},)",
-    "(1e300, 0.1, -0.0, 10**30)",
-    "((1, 2), [3, [4]])",
-    "({2: 'two', 1: 'one'},)",
-    "('\\x00\\ud800',)",
-    "()",
-]
+from background_task import __version__ as OURS  # noqa: N812
 
-FILL = """
-import os
-now = datetime.now(tz.utc)
-ana = User.objects.create(username="ana")
-note("due", 1, key="ñ")
-note("due with priority", priority=-7, verbose_name="A name", schedule=now - timedelta(days=1))
-note("in a queue", queue="mail")
-note("owned", creator=ana)
-Task.objects.new_task("legacy_project.tasks.note", (1), {}).save()
-for arguments in [TRICKY]: note(*arguments)
-note("future", schedule=3600)
-past = now - timedelta(hours=5, minutes=10)
-note("repeating", repeat=3600, repeat_until=now + timedelta(days=30), schedule=past)
-note("retrying")
-Task.objects.filter(task_params__contains="retrying").update(
-    attempts=3, last_error="Traceback", run_at=now + timedelta(hours=1))
-note("locked")
-Task.objects.filter(task_params='[["locked"], {}]').update(locked_by="999999", locked_at=now)
-note("lock expired")
-Task.objects.filter(task_params__contains="lock expired").update(
-    locked_by="999999", locked_at=now - timedelta(hours=2))
-note("failed long ago")
-Task.objects.filter(task_params__contains="failed long ago").update(failed_at=now)
-Task.objects.new_task("code.that.is.gone", ["unknown"]).save()
-note("history")
-row = Task.objects.get(task_params__contains="history").lock("1"); tasks.run_task(row)
-failing()
-Task.objects.filter(task_name__contains="failing").update(attempts=24)
-row = Task.objects.get(task_name__contains="failing").lock("1"); tasks.run_task(row)
-Note.objects.all().delete()
-""".replace("TRICKY", ", ".join(TRICKY))
+OF_A_RUN = {"id", "run_at", "locked_by", "locked_at"}
 
 
 def test_an_upgraded_database_keeps_every_column_and_runs_what_is_due_once(
     database: Database,
 ) -> None:
     database.manage(OLD, "migrate")
-    database.code(OLD, FILL)
-    untouched = database.rows()
+    keys = database.call(OLD, "fill")
+    tasks, history = database.rows(TASKS), database.rows(HISTORY)
+    owned, permissions = database.call(OLD, "owned"), database.call(OLD, "permissions")
+    assert len(tasks) == len(keys["rest"]) + len(keys["due"]) + 2
+    assert sorted(each["failed_at"] is not None for each in history.values()) == [False, True]
+
     database.manage(NEW, "migrate")
-    assert database.rows() == untouched, "the migration changed a column"
+    assert database.rows(TASKS) == tasks
+    assert database.rows(HISTORY) == history
+    assert database.call(NEW, "owned") == owned
+    assert database.call(NEW, "permissions") == permissions
 
-    database.work(NEW, 2)
-    expected = [
-        ["due", 1],
-        ["due with priority"],
-        ["in a queue"],
-        ["owned"],
-        ["repeating"],
-        ["lock expired"],
-    ]
-    code = "print(json.dumps(list(Note.objects.values_list('text', 'worker'))))"
-    notes = json.loads(database.code(NEW, code).splitlines()[-1])
-    assert {worker for _, worker in notes} == {"2.0.0a1"}
-    ran = Counter(text for text, _ in notes)
-    assert set(ran.values()) == {1}, "a task ran twice"
-    called = [json.loads(text) for text in ran]
-    for arguments in expected:
-        assert [args for args, _ in called if args == arguments] == [arguments]
-    assert [["due", 1], {"key": "ñ"}] in called
-    assert len(called) == len(expected) + len(TRICKY)
-    # new_task("x", (1), {}) stores a number where the arguments should be; no call fits it.
-    after = database.rows()
-    tasks, history = (after[name] for name in ("background_task", "background_task_completedtask"))
-    had_tasks, had_history = (
-        untouched[name] for name in ("background_task", "background_task_completedtask")
-    )
-    left = {key: row for key, row in tasks.items() if key in had_tasks}
-    odd = [key for key, row in left.items() if row[2] == "[1, {}]"]
-    assert len(odd) == 1
-    assert left[odd[0]][10] == "1", "the call that cannot be made counts as one attempt"
-    waiting = {key: row for key, row in left.items() if key not in odd}
-    assert waiting == {key: had_tasks[key] for key in waiting}
-    kept = sorted(row[2] for row in waiting.values())
-    assert kept == sorted(
-        f'[["{what}"], {{}}]'
-        for what in ["failed long ago", "future", "locked", "retrying", "unknown"]
-    )
-    assert {key: history[key] for key in had_history} == had_history
+    due, repeating, odd = set(keys["due"]), keys["repeating"], keys["odd"]
 
-    (again,) = [row for key, row in tasks.items() if key not in had_tasks]
-    (before,) = [row for row in had_tasks.values() if row[2] == '[["repeating"], {}]']
-    assert again[1:6] == before[1:6]
-    assert again[7:10] == before[7:10]
-    code = (
-        "from datetime import datetime as d\n"
-        f"print((d.fromisoformat('{again[6]}') - d.fromisoformat('{before[6]}')).total_seconds())"
-    )
-    assert float(database.code(NEW, code)) == 6 * 3600
+    def finished() -> bool:
+        left = database.rows(TASKS)
+        return not (due | {repeating}) & set(left) and left[odd]["attempts"] > 0
+
+    database.work(NEW, finished)
+    assert database.call(NEW, "run_one") is False, "nothing else is due"
+
+    ran = Counter({(tasks[key]["task_params"], OURS): 1 for key in due | {repeating}})
+    assert database.notes() == ran, "each due row ran once, with its arguments"
+    left, done = database.rows(TASKS), database.rows(HISTORY)
+    for key in keys["rest"]:
+        assert left.pop(key) == tasks[key]
+    for key in history:
+        assert done.pop(key) == history[key]
+
+    # What ran is in the history as it was called, with one attempt more.
+    changed = {"id", "run_at", "attempts", "locked_by", "locked_at"}
+    expected = {tasks[key]["task_params"]: tasks[key] for key in due | {repeating}}
+    assert len(done) == len(expected)
+    for row in done.values():
+        called = expected[row["task_params"]]
+        assert _but(row, changed) == _but(called, changed)
+        assert row["attempts"] == called["attempts"] + 1
+        assert row["locked_at"] <= row["run_at"]
+
+    # The call that cannot be made is tried again later, as the predecessor would.
+    failed = left.pop(odd)
+    assert failed["attempts"] == 1
+    assert "TypeError" in failed["last_error"]
+    changed = {"run_at", "attempts", "last_error"}
+    assert _but(failed, changed) == _but(tasks[odd], changed)
+
+    ((new, following),) = left.items()
+    assert new > max(tasks)
+    assert _but(following, OF_A_RUN) == _but(tasks[repeating], OF_A_RUN)
+    # It was due five hours and ten minutes ago, and every hour since.
+    assert _time(following) - _time(tasks[repeating]) == timedelta(hours=6)
 
 
-def test_calls_store_the_same_bytes_as_with_the_predecessor(database: Database) -> None:
+def _but(row: dict, names: set[str]) -> dict:  # type: ignore[type-arg]
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def _time(row: dict) -> datetime:  # type: ignore[type-arg]
+    """When the row is due; SQLite hands out text."""
+    return datetime.fromisoformat(str(row["run_at"]))
+
+
+def test_calls_store_and_find_the_same_bytes_as_with_the_predecessor(database: Database) -> None:
+    database.manage(NEW, "migrate")
+    old = database.call(OLD, "store_calls")
+    before, found, after = database.call(NEW, "find_calls")
+    assert before == found == after == len(old)
+    assert database.call(NEW, "store_calls") == old
+    assert database.call(OLD, "find_calls") == [before, found, after]
+
+
+def test_what_old_code_enqueues_on_our_schema_is_run_and_recorded_like_its_own(
+    database: Database,
+) -> None:
     database.manage(OLD, "migrate")
-    calls = f"for arguments in [{', '.join(TRICKY)}]: note(*arguments, zeta=1, alfa=(1, 2))\n"
-    stored = (
-        "print(json.dumps(list(Task.objects.order_by('id').values_list("
-        "'task_name', 'task_params', 'task_hash'))))\nTask.objects.all().delete()"
-    )
-    old = database.code(OLD, calls + stored)
-    database.manage(NEW, "migrate")
-    assert database.code(NEW, calls + stored) == old
-    assert len(json.loads(old)) == len(TRICKY)
+    mine, theirs = database.call(OLD, "enqueue_in_full", 2)
+    assert database.call(OLD, "run_one")
+    (recorded,) = database.rows(HISTORY).values()
+
+    database.manage(NEW, "migrate")  # the web servers still run the old code
+    database.query(f"DELETE FROM background_task WHERE id = {theirs}")
+    database.query(f"UPDATE background_task SET id = id WHERE id = {mine}")
+    (enqueued,) = database.call(OLD, "enqueue_in_full", 1)
+    stored = database.rows(TASKS)[enqueued]
+    database.work(NEW, lambda: enqueued not in database.rows(TASKS))
+    done = database.rows(HISTORY)[max(database.rows(HISTORY))]
+    assert done["task_params"] == stored["task_params"]
+    different = OF_A_RUN | {"repeat_until"}
+    assert _but(done, different) == _but(recorded, different)
+    assert done["repeat_until"] == stored["repeat_until"]
+    assert done["locked_by"].isdecimal()
+    assert _time(done) >= datetime.fromisoformat(str(done["locked_at"])) >= _time(stored)
+    assert database.notes() == {(stored["task_params"], OLD): 1, (stored["task_params"], OURS): 1}
+    assert database.call(NEW, "public_ids") == [False, True]
 
 
 def test_workers_of_both_packages_run_each_of_500_tasks_once(
@@ -128,38 +120,55 @@ def test_workers_of_both_packages_run_each_of_500_tasks_once(
     database.manage(OLD, "migrate")
     database.manage(NEW, "migrate")
     if vendor == "sqlite":  # two writers need the write-ahead log, whichever package they run
-        database.code(NEW, "connection.cursor().execute('PRAGMA journal_mode=WAL')")
-    database.code(OLD, "for number in range(500): unhurried(number)")
-    arguments = ["-m", "django", "process_tasks", "--sleep", "0.1", "--duration", "120"]
-    ours, theirs = database.start(NEW, *arguments), database.start(OLD, *arguments)
-    wait_until(
-        lambda: database.code(NEW, "print(Task.objects.count())").strip() == "0", timeout=120
-    )
-    theirs.terminate()
-    theirs.communicate()
-    ours.terminate()
-    finish(ours)
-    code = "print(json.dumps(list(Note.objects.values_list('text', 'worker'))))"
-    notes = json.loads(database.code(NEW, code).splitlines()[-1])
-    ran = Counter(int(text) for text, _ in notes)
-    assert ran == dict.fromkeys(range(500), 1)
-    assert {worker for _, worker in notes} == {"1.2.8", "2.0.0a1"}
-    assert database.code(NEW, "print(Task.objects.count(), CompletedTask.objects.count())") == (
-        "0 500\n"
-    )
+        database.query("PRAGMA journal_mode=WAL")
+    database.call(OLD, "enqueue_many", 500)
+    with database.worker(OLD):
+        wait_for_first_note(database)
+        database.work(NEW, lambda: not database.rows(TASKS))
+    notes = database.notes()
+    assert Counter(int(text) for text, _ in notes.elements()) == dict.fromkeys(range(500), 1)
+    assert {worker for _, worker in notes} == {OLD, OURS}
+    done = database.rows(HISTORY).values()
+    assert {json.loads(row["task_params"])[0][0] for row in done} == set(range(500))
+    assert len(done) == 500
+    assert {(row["attempts"], row["last_error"], row["failed_at"]) for row in done} == {
+        (1, "", None)
+    }
 
 
 def test_the_predecessor_can_be_put_back_and_ours_again(database: Database) -> None:
     database.manage(NEW, "migrate")
-    database.code(NEW, "note('ours', 1, repeat=3600)")
+    database.call(NEW, "fill_for_the_way_back")
+
     assert "No migrations to apply" in database.manage(OLD, "migrate")
-    database.code(OLD, "note('theirs', 2); note('left by theirs', schedule=2)")
-    database.work(OLD, 1)
-    seen = "print(sorted(Note.objects.values_list('text', 'worker')))"
-    assert database.code(OLD, seen).strip() == (
-        "[('[[\"ours\", 1], {}]', '1.2.8'), ('[[\"theirs\", 2], {}]', '1.2.8')]"
-    )
-    database.work(NEW, 3)
-    assert "('[[\"left by theirs\"], {}]', '2.0.0a1')" in database.code(NEW, seen)
-    ids = "print([row.result_id is not None for row in CompletedTask.objects.order_by('id')])"
-    assert database.code(NEW, ids).strip() == "[False, False, True]"
+    database.manage(OLD, "check")
+    assert database.call(OLD, "make_due", "failing") == 1
+    database.call(OLD, "enqueue", "theirs")
+    database.work(OLD, lambda: len(database.rows(TASKS)) == 3 and attempts(database) == 2)
+    ran_by_theirs = {'[["ours", 1], {}]', '[["theirs"], {}]', '[["chain"], {}]'}
+    assert database.notes() == {(text, OLD): 1 for text in ran_by_theirs}
+
+    database.call(OLD, "enqueue", "left by theirs")
+    assert database.call(OLD, "make_due", "failing") == 1
+    assert database.call(OLD, "make_due", "note") == 3
+    assert "No migrations to apply" in database.manage(NEW, "migrate")
+    database.work(NEW, lambda: len(database.rows(TASKS)) == 2 and attempts(database) == 3)
+    ran_by_ours = {'[["left by theirs"], {}]', '[["chain"], {}]', '[["later"], {}]'}
+    assert database.notes() == {(text, OLD): 1 for text in ran_by_theirs} | {
+        (text, OURS): 1 for text in ran_by_ours
+    }
+    chain = [row for row in database.rows(TASKS).values() if row["repeat"]]
+    assert [(row["task_params"], row["queue"]) for row in chain] == [('[["chain"], {}]', "mail")]
+    assert database.call(NEW, "owned")[2] == 1, "the history of both packages knows the owner"
+
+
+def attempts(database: Database) -> int:
+    """How often the task that always fails was tried, or 0 while it runs."""
+    for row in database.rows(TASKS).values():
+        if row["task_name"].endswith("failing") and row["locked_by"] is None:
+            return int(row["attempts"])
+    return 0
+
+
+def wait_for_first_note(database: Database) -> None:
+    wait_until(database.notes)

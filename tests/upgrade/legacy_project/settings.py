@@ -6,7 +6,8 @@ from project.settings import DATABASES  # noqa: F401 - the same servers, by the 
 
 SECRET_KEY = "legacy"
 USE_TZ = True
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+if "TEST_AUTO_FIELD" in os.environ:
+    DEFAULT_AUTO_FIELD = f"django.db.models.{os.environ['TEST_AUTO_FIELD']}"
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -14,5 +15,5 @@ INSTALLED_APPS = [
     "legacy_project",
 ]
 BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
-if "LEGACY_HISTORY" in os.environ:
-    MIGRATION_MODULES = {"background_task": f"histories.{os.environ['LEGACY_HISTORY']}"}
+if "TEST_MIGRATIONS" in os.environ:
+    MIGRATION_MODULES = {"background_task": os.environ["TEST_MIGRATIONS"]}

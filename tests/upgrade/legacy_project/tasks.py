@@ -10,6 +10,7 @@ from legacy_project.models import Note
 
 @background
 def note(*args, **kwargs):
+    """Write the arguments as they are stored in the row."""
     text = json.dumps([args, kwargs], sort_keys=True)
     Note.objects.create(text=text, worker=background_task.__version__)
 

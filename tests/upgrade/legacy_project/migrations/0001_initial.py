@@ -9,23 +9,55 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             "Note",
             fields=[
-                ("id", models.BigAutoField(primary_key=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("text", models.TextField()),
                 ("worker", models.CharField(max_length=20)),
             ],
         ),
         migrations.CreateModel(
+            "Customer",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=20)),
+            ],
+        ),
+        migrations.CreateModel(
             "Watch",
             fields=[
-                ("id", models.BigAutoField(primary_key=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 (
                     "task",
-                    models.ForeignKey("background_task.Task", models.SET_NULL, null=True),
+                    models.ForeignKey(
+                        null=True, on_delete=models.SET_NULL, to="background_task.Task"
+                    ),
                 ),
                 (
                     "done",
-                    models.ForeignKey("background_task.CompletedTask", models.CASCADE, null=True),
+                    models.ForeignKey(
+                        null=True, on_delete=models.CASCADE, to="background_task.CompletedTask"
+                    ),
                 ),
+            ],
+        ),
+        migrations.CreateModel(
+            "Report",
+            fields=[
+                (
+                    "done",
+                    models.OneToOneField(
+                        on_delete=models.CASCADE,
+                        primary_key=True,
+                        serialize=False,
+                        to="background_task.CompletedTask",
+                    ),
+                ),
+            ],
+        ),
+        migrations.CreateModel(
+            "Batch",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("tasks", models.ManyToManyField(to="background_task.Task")),
             ],
         ),
     ]
