@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -124,13 +125,18 @@ def test_a_row_with_odd_values_runs_to_an_end(values: dict[str, Any], fails: boo
     assert not Task.objects.filter(locked_by__isnull=False).exists()
 
 
-@pytest.mark.parametrize("name", ["task_started", "task_error", "task_successful"])
-def test_a_receiver_that_exits_does_not_take_the_worker_along(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["task_started", "task_error", "task_successful", "task_rescheduled", "task_finished"]
+)
+@pytest.mark.parametrize("exit_by", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_a_receiver_that_exits_does_not_take_the_worker_along(
+    name: str, exit_by: type[BaseException]
+) -> None:
     def receiver(**kwargs: Any) -> None:
-        raise SystemExit
+        raise exit_by
 
     def body() -> None:
-        if name == "task_error":
+        if name in ("task_error", "task_rescheduled"):
             raise ValueError
 
     background("hostile")(body)()

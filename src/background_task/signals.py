@@ -59,10 +59,10 @@ def announce(signal: Signal, sender: Any, *, using: str | None = None, **argumen
 
 
 def _send(signal: Signal, sender: Any, arguments: dict[str, Any]) -> bool:
-    """Send and tell whether no receiver raised; ``sys.exit()`` in one ends no worker either."""
+    """Send and tell whether no receiver raised; not even ``sys.exit()`` in one ends the worker."""
     try:
         responses = signal.send_robust(sender, **arguments)
-    except SystemExit:
+    except BaseException:
         logger.exception("A receiver of a signal has called for an exit; the worker goes on")
         return False
     return not any(isinstance(response, Exception) for _, response in responses)

@@ -64,8 +64,9 @@ class SignalManager:
         self._previous.clear()
         if SignalManager._active is self:
             SignalManager._active = None
-        self._wake_read.close()
-        self._wake_write.close()
+        for end in (self._wake_read, self._wake_write):
+            with suppress(OSError):  # a task may have closed every file it found
+                end.close()
 
     def exit_gracefully(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the loop to stop after the task that runs; the second time, at once."""
