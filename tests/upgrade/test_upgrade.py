@@ -162,6 +162,25 @@ def test_the_predecessor_can_be_put_back_and_ours_again(database: Database) -> N
     assert database.call(NEW, "owned")[2] == 1, "the history of both packages knows the owner"
 
 
+def test_a_declared_chain_stays_one_with_the_predecessor_and_with_ours_again(
+    database: Database,
+) -> None:
+    database.manage(NEW, "migrate")
+    keys = []
+    for which, name in [(NEW, OURS), (OLD, OLD), (NEW, OURS)]:
+        database.call(which, "make_due", "hourly", TEST_EVERY="1")
+        ran = database.notes() + Counter({('[["hourly"], {}]', name): 1})
+
+        def came_back(before: list[int] = keys, ran: Counter[tuple[str, str]] = ran) -> bool:
+            waiting = database.rows(TASKS)
+            return database.notes() == ran and bool(waiting) and not waiting.keys() & set(before)
+
+        database.work(which, came_back, TEST_EVERY="1")
+        (row,) = database.rows(TASKS).values()
+        assert (row["repeat"], row["locked_by"]) == (3600, None)
+        keys.append(row["id"])
+
+
 def attempts(database: Database) -> int:
     """How often the task that always fails was tried, or 0 while it runs."""
     for row in database.rows(TASKS).values():

@@ -1,6 +1,7 @@
 """Tasks that write down what they were called with, and by which package."""
 
 import json
+import os
 import time
 
 import background_task
@@ -24,3 +25,12 @@ def unhurried(number):
 @background
 def failing():
     raise ValueError("as ever")
+
+
+if "TEST_EVERY" in os.environ:
+    # What a project may write once it has moved; the predecessor knows no such argument.
+    options = {} if background_task.__version__ == "1.2.8" else {"every": 3600}
+
+    @background(**options)
+    def hourly():
+        note.now("hourly")
