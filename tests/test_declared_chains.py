@@ -70,6 +70,21 @@ def test_a_run_leaves_exactly_the_next_row_in_the_same_phase() -> None:
     assert following.unique_key == first.unique_key
 
 
+def test_a_chain_that_cannot_be_kept_stops_neither_the_others_nor_other_duties(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    declare()
+    keep()
+    Task.objects.update(task_hash="of another")  # its key is taken by a row that is not its own
+    declare(function=lambda: None, name="declared second")
+    background("unknown")(lambda: None)()
+    del tasks._tasks["unknown"]
+    Duties(tasks).run_if_due()
+    assert Task.objects.filter(task_name="declared second").exists()
+    assert "Could not keep the chain of project.tasks.declared" in caplog.text
+    assert "are named 'unknown'" in caplog.text
+
+
 def test_a_final_failure_does_not_end_a_declared_chain(settings: Any) -> None:
     settings.MAX_ATTEMPTS = 1
 

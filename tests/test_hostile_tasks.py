@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.models.signals import post_save
 from django.test import override_settings
 from django.utils import timezone
 from project.models import Note
 
 from background_task import background, signals
+from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks
 from background_task.worker.duties import Duties
@@ -229,3 +231,118 @@ def test_a_receiver_that_forbids_to_record_a_failure_puts_the_task_off(model: An
     assert (row.attempts, row.locked_by) == (1, None)
     assert row.run_at > timezone.now()
     assert "not here" in row.last_error
+
+
+def test_a_receiver_that_closes_the_connection_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def receiver(**kwargs: Any) -> None:
+        Note.objects.create(text="from the receiver")
+        connection.close()
+        Note.objects.create(text="and after")
+
+    background("hostile")(lambda: None)(repeat=60)
+    signals.task_successful.connect(receiver)
+    try:
+        assert tasks.run_next_task()
+    finally:
+        signals.task_successful.disconnect(receiver)
+    assert CompletedTask.objects.get().failed_at is None
+    assert Note.objects.count() == 2
+    assert Task.objects.count() == 1
+    assert "trying again" not in caplog.text
+
+
+def test_a_connection_that_a_task_closes_behind_djangos_back_is_made_anew() -> None:
+    background("hostile")(lambda: connection.connection.close())()
+    assert tasks.run_next_task()
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.filter(task_name="next").exists()
+
+
+@pytest.mark.django_db(transaction=False)
+@pytest.mark.parametrize("caught", [False, True])
+def test_a_failed_statement_leaves_the_block_of_a_test_case_usable(caught: bool) -> None:
+    def body() -> None:
+        Note.objects.create(text="before")
+        with contextlib.suppress(DatabaseError) if caught else contextlib.nullcontext():
+            connection.cursor().execute("SELECT * FROM there_is_no_such_table")
+
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    assert caught == (not Task.objects.filter(attempts=1).exists())
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.filter(task_name="next").exists()
+
+
+@pytest.mark.parametrize("seconds", [10**15, float("inf")])
+def test_a_lease_may_be_longer_than_the_calendar(seconds: float) -> None:
+    background("hostile")(lambda: None)()
+    with override_settings(MAX_RUN_TIME=seconds):
+        assert tasks.run_next_task()
+    assert CompletedTask.objects.exists()
+
+
+def test_a_row_that_cannot_be_claimed_is_reported_once_and_passed_over(
+    vendor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = background("hostile")(lambda: None)()
+    background("next")(lambda: None)()
+    # SQLite stores a day that does not exist; the others cannot count the next claim.
+    odd = "enqueued_at = '2026-02-31 00:00:00'" if vendor == "sqlite" else "epoch = 2147483647"
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE background_task SET {odd} WHERE id = {bad.pk}")
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.get().task_name == "next"
+    assert not tasks.run_next_task()
+    assert caplog.text.count(f"The row {bad.pk} of background_task cannot be read") == 1
+    assert not Task.objects.filter(locked_by__isnull=False).exists()
+
+
+def test_a_claim_of_which_the_answer_is_lost_is_given_back_and_made_again() -> None:
+    background("hostile")(lambda: None)()
+
+    def lose(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if sql.startswith("UPDATE"):
+            raise OperationalError("gone away")
+        return result
+
+    with connection.execute_wrapper(lose):
+        assert not tasks.run_next_task()
+    assert Task.objects.get().locked_by
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.get().attempts == 1
+
+
+def test_a_lease_of_which_the_renewal_is_in_doubt_is_ours_either_way() -> None:
+    for stored in (True, False):
+
+        def lose(execute: Any, *args: Any, stored: bool = stored) -> Any:
+            if not args[0].startswith("UPDATE"):
+                return execute(*args)
+            if stored:
+                execute(*args)
+            raise OperationalError("gone away")
+
+        def body(lose: Any = lose) -> None:
+            with connection.execute_wrapper(lose):
+                runs.renew()
+
+        background("hostile")(body)()
+        assert tasks.run_next_task()
+    assert CompletedTask.objects.succeeded().count() == 2
+
+
+def test_a_row_that_was_taken_over_is_not_renewed() -> None:
+    def body() -> None:
+        Task.objects.update(locked_by="other", locked_at=timezone.now())
+        before = Task.objects.get().locked_at
+        runs.renew()
+        assert Task.objects.get().locked_at == before
+
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    assert (Task.objects.get().locked_by, Task.objects.get().last_error) == ("other", "")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.db import OperationalError, connection
+from django.db.models.signals import pre_save
 from django.utils import timezone
 from project.models import Note
 from support import Child, wait_until
@@ -184,6 +185,28 @@ def test_an_import_before_django_is_ready_is_made_good_by_the_worker(
     assert not Task.objects.exists()
     Duties(tasks).run_if_due()
     assert Task.objects.count() == 1
+
+
+def test_a_call_at_import_that_cannot_be_made_good_stops_no_other(
+    app: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(apps, "ready", False)
+        import_anew(app("contador_task(repeat=10)\nbackground('other')(print)(queue='second')"))
+
+    def refuse(instance: Task, **kwargs: Any) -> None:
+        if instance.queue is None:
+            raise RuntimeError("not this one")
+
+    pre_save.connect(refuse, sender=Task)
+    try:
+        Duties(tasks).run_if_due()
+        assert Task.objects.get().queue == "second"
+        assert "not this one" in caplog.text
+    finally:
+        pre_save.disconnect(refuse, sender=Task)
+    Duties(tasks).run_if_due()
+    assert startup.postponed() == []
 
 
 def test_an_import_with_bad_input_still_fails(app: Callable[..., str]) -> None:

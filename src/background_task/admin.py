@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from background_task import discovery
 from background_task.models import CompletedTask, Task
-from background_task.storage import finish
+from background_task.storage import leases
 from background_task.tasks import tasks
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def dec_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]
 @admin.action(description="release the lock", permissions=["change"])
 def release_lock(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Let the rows run again, as after a worker was killed; a run that still goes on is void."""
-    finish.release(queryset.filter(locked_by__isnull=False))
+    leases.release(queryset.filter(locked_by__isnull=False))
 
 
 class TaskNameFilter(admin.SimpleListFilter):

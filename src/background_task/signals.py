@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from django.db import DatabaseError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 
 from background_task.settings import app_settings
@@ -50,7 +52,11 @@ def announce(signal: Signal, sender: Any, *, using: str | None = None, **argumen
     if using is None or not signal.has_listeners(sender):
         _send(signal, sender, arguments)
         return
-    with contextlib.suppress(_ReceiverFailedError), transaction.atomic(using=using):
+    with (
+        _kept_open(connections[using]),
+        contextlib.suppress(_ReceiverFailedError),
+        transaction.atomic(using=using),
+    ):
         if not _send(signal, sender, arguments):
             raise _ReceiverFailedError
         # A receiver may have caught a database error that still broke the transaction.
@@ -66,6 +72,28 @@ def _send(signal: Signal, sender: Any, arguments: dict[str, Any]) -> bool:
         logger.exception("A receiver of a signal has called for an exit; the worker goes on")
         return False
     return not any(isinstance(response, Exception) for _, response in responses)
+
+
+@contextlib.contextmanager
+def _kept_open(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let ``close()`` wait until the transaction is over.
+
+    Projects close connections in receivers, since threads would hoard them. Inside a transaction
+    that would give up the transaction, and the outcome of the task with it.
+    """
+    asked = False
+
+    def close() -> None:
+        nonlocal asked
+        asked = True
+
+    connection.close = close  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connection.close
+        if asked:
+            transaction.on_commit(connection.close, using=connection.alias)
 
 
 class _ReceiverFailedError(DatabaseError):

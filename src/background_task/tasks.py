@@ -8,19 +8,13 @@ This is the predecessor's module: its names, its hooks and its order of events a
 
 from __future__ import annotations
 
-import atexit
 import functools
-import inspect
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
-from asgiref.sync import async_to_sync
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 
@@ -28,6 +22,10 @@ from background_task import signals, vendors
 from background_task.api.proxy import TaskProxy, check_every
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
+from background_task.execution.call import call
+from background_task.execution.connections import undisturbed
+from background_task.execution.pool import PoolRunner
+from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule
@@ -35,7 +33,7 @@ from background_task.settings import app_settings
 from background_task.states import State
 from background_task.storage import claim, finish
 from background_task.storage.transient import TRANSIENT
-from background_task.utils import ForcedStop, interruptible
+from background_task.utils import ForcedStop
 
 __all__ = [
     "BackgroundTaskError",
@@ -55,10 +53,6 @@ __all__ = [
 
 logger = logging.getLogger("background_task.tasks")
 
-# The rows that this process runs or has given to a thread: a forced stop hands them back.
-_running: dict[int, Task] = {}
-_running_lock = threading.Lock()
-
 
 def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
     """Run the function of ``proxy_task`` and record how it ended. Never raises what a task raised.
@@ -67,30 +61,29 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     and a stored row with the same name and arguments, if there is one, counts as what was run.
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
-    in_blocks = _in_atomic_blocks()
-    try:
+    with undisturbed():
         signals.announce(signals.task_started, Task)
+    run = runs.begin(task)
+    try:
         if isinstance(task, Task):
             args, kwargs = task.params()
         else:
             task = _stored_row(proxy_task, args, kwargs)
-        with _counted_as_running(task), interruptible():
-            _call(proxy_task, args, kwargs)
-        _close_what_is_open(in_blocks)
-        if task is not None and finish.succeed(task) is None:
-            logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
-        elif task is not None:
-            logger.info("Ran task and deleting %s", task)
+            run = runs.begin(task)
+        with undisturbed():
+            call(_function_of(proxy_task), args, kwargs, run)
+        run.end()
+        _record_success(task)
     except ForcedStop:
-        if task is not None:
-            finish.hand_back(task)
+        run.hand_back()
         raise
     except BaseException as error:
-        _close_what_is_open(in_blocks)
+        run.end()
         _record_failure(proxy_task, task, error)
     finally:
-        signals.announce(signals.task_finished, Task)
-        _close_what_is_open(in_blocks)
+        runs.end(task)
+        with undisturbed():
+            signals.announce(signals.task_finished, Task)
 
 
 def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
@@ -99,13 +92,20 @@ def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
     return (rows.filter(queue=queue) if queue else rows).order_by("id").first()
 
 
-def _call(proxy_task: Any, args: Any, kwargs: Any) -> None:
-    function = getattr(proxy_task, "task_function", None)
+def _function_of(proxy_task: Any) -> Callable[..., Any]:
+    function: Callable[..., Any] | None = getattr(proxy_task, "task_function", None)
     if function is None:
         raise BackgroundTaskError(f"{proxy_task!r} has no task_function to call.")
-    if inspect.iscoroutinefunction(function):
-        function = async_to_sync(function)
-    function(*args, **kwargs)
+    return function
+
+
+def _record_success(task: Task | None) -> None:
+    if task is None:
+        return
+    if finish.succeed(task) is None:
+        logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
+    else:
+        logger.info("Ran task and deleting %s", task)
 
 
 def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) -> None:
@@ -116,7 +116,8 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) ->
         return
     claimed = dict(task.__dict__)
     before = finish.snapshot(task)
-    signals.announce(signals.task_error, type(error), task=task)
+    with undisturbed():
+        signals.announce(signals.task_error, type(error), task=task)
     edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
     try:
         if not finish.fail(task, error, error.__traceback__, edits):
@@ -130,116 +131,6 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) ->
             logger.exception(
                 "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
             )
-
-
-def _in_atomic_blocks() -> set[str]:
-    """Return the databases on which this thread is inside an atomic block."""
-    return {each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block}
-
-
-def _close_what_is_open(in_blocks: set[str]) -> None:
-    """Roll back the transactions a task has left open, so that its outcome is not part of them.
-
-    Args:
-        in_blocks: the databases on which the caller was inside an atomic block already.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.alias in in_blocks or connection.connection is None:
-            continue
-        if connection.in_atomic_block:
-            # Django keeps a connection until its blocks are left; connecting anew forgets them.
-            with suppress(Exception):
-                connection.connection.close()
-            connection.connection = None
-            with suppress(Exception):
-                connection.connect()
-        elif connection.settings_dict["AUTOCOMMIT"] and not connection.autocommit:
-            with suppress(Exception):
-                connection.rollback()
-            connection.close()
-
-
-@contextmanager
-def _counted_as_running(task: Task | None) -> Iterator[None]:
-    if task is not None:
-        with _running_lock:
-            _running[id(task)] = task
-    try:
-        yield
-    finally:
-        with _running_lock:
-            _running.pop(id(task), None)
-
-
-def hand_back_running() -> None:
-    """Unlock the rows that run in this process, which is about to end without waiting for them."""
-    with _running_lock:
-        interrupted = list(_running.values())
-        _running.clear()
-    for task in interrupted:
-        if finish.hand_back(task):
-            logger.warning("Handed back %s, which had not finished", task)
-
-
-class PoolRunner:
-    """Runs tasks in a pool of threads, made when it is first needed."""
-
-    _pool_instance: ThreadPool | None = None
-
-    def __init__(self, bg_runner: Callable[..., None], num_processes: int) -> None:
-        self._bg_runner = bg_runner
-        self._num_processes = num_processes
-        self._busy = 0
-        self._changed = threading.Condition()
-        self.on_free: Callable[[], None] = lambda: None
-
-    @property
-    def _pool(self) -> ThreadPool:
-        if self._pool_instance is None:
-            self._pool_instance = ThreadPool(processes=self._num_processes)
-            # Left to the end of the interpreter, the pool would complain of what is gone by then.
-            atexit.register(self.close)
-        return self._pool_instance
-
-    @property
-    def free(self) -> int:
-        """How many threads have nothing to do."""
-        return self._num_processes - self._busy
-
-    def run(self, proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
-        """Hand the run to a thread and return at once."""
-        with self._changed:
-            self._busy += 1
-        if task is not None:
-            with _running_lock:
-                _running[id(task)] = task  # a thread may be slow to begin
-        self._pool.apply_async(self._job, (proxy_task, task, *args), kwargs)
-
-    __call__ = run
-
-    def _job(self, proxy_task: Any, task: Task | None, *args: Any, **kwargs: Any) -> None:
-        try:
-            self._bg_runner(proxy_task, task, *args, **kwargs)
-        except BaseException:
-            logger.exception("A thread of the pool failed")
-        finally:
-            with _running_lock:
-                _running.pop(id(task), None)
-            with self._changed:
-                self._busy -= 1
-                self._changed.notify_all()
-            self.on_free()
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Wait until no task runs, for ``timeout`` seconds at most; tells whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._busy, timeout)
-
-    def close(self) -> None:
-        """End the threads, and with them their connections; the next run makes new ones."""
-        if self._pool_instance is not None:
-            self._pool_instance.terminate()
-            self._pool_instance = None
 
 
 class DBTaskRunner:

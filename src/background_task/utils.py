@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 TTW_SLOW = [0.5, 1.5]
 TTW_FAST = [0.0, 0.1]
 LONGEST_WAIT = 3600.0
+
+
+STOPPING = "Stopping when what runs has ended; a second signal hands it back and stops at once."
 
 
 class ForcedStop(BaseException):
@@ -37,7 +41,7 @@ class SignalManager:
     _active: SignalManager | None = None
 
     def __init__(self) -> None:
-        self._interruptible = False
+        self._interrupt: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
         # A handler may not touch a lock that the interrupted code could hold, so it wakes the loop
         # through a socket. (On Windows select() takes nothing else.)
@@ -75,9 +79,16 @@ class SignalManager:
         self.force_now = self.kill_now
         self.kill_now = True
         self.wake()
-        if self.force_now and self._interruptible:
-            self._interruptible = False
-            raise ForcedStop
+        if self._interrupt is not None and not self.force_now:
+            say(STOPPING)
+        if self.force_now and self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, _raise_forced_stop
+            interrupt()
+
+    @classmethod
+    def is_forced(cls) -> bool:
+        """Tell whether the process was asked to stop at once."""
+        return cls._active is not None and cls._active.force_now
 
     def speed_up(self, signum: int | None, frame: FrameType | None) -> None:
         """Take the next task without a pause."""
@@ -100,9 +111,28 @@ class SignalManager:
             self._wake_write.send(b"\0")
 
 
+def say(text: str) -> None:
+    """Write a line to standard error, past every buffer and lock that a signal may interrupt."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+def hold_off_signals() -> None:
+    """Let no signal be delivered to this thread, which runs nobody's code but ours.
+
+    Delivered to it, a signal would not wake the main thread, where Python handles it.
+    """
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _raise_forced_stop() -> None:
+    raise ForcedStop
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Within this block the second request to stop raises :class:`ForcedStop`.
+def interruptible(interrupt: Callable[[], None] = _raise_forced_stop) -> Iterator[None]:
+    """Within this block the second request to stop calls ``interrupt``; a further one raises.
 
     Only in the main thread, the one that Python runs signal handlers in.
     """
@@ -110,11 +140,38 @@ def interruptible() -> Iterator[None]:
     if manager is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    manager._interruptible = True
+    before, manager._interrupt = manager._interrupt, interrupt
     try:
         yield
     finally:
-        manager._interruptible = False
+        manager._interrupt = before
+
+
+_mask = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold signals back until the child has its own handlers: one may be sent to it at once."""
+    if SignalManager._active is not None:
+        _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, SignalManager._active._previous)
+
+
+def _after_fork() -> None:
+    if (before := _mask.__dict__.pop("before", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_fork_in_child() -> None:
+    """Let a process that a task has forked be ended like any other."""
+    if SignalManager._active is not None:
+        SignalManager._active.restore()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
 
 
 def exit_code(signum: int | None) -> int:

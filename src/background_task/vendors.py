@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime
 
 from django.conf import settings
 from django.db import ProgrammingError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 _CLOCKS = {
@@ -42,6 +44,19 @@ def is_missing_table(error: Exception) -> bool:
     that it also uses for a lock, and has no code for it.
     """
     return isinstance(error, ProgrammingError) or "no such " in str(error)
+
+
+def is_closed(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether somebody closed the driver's connection without Django's knowledge.
+
+    Only SQLite's driver answers that with an error that looks like a mistake in a statement.
+    """
+    if connection.vendor == "sqlite":
+        try:
+            connection.connection.total_changes  # noqa: B018 - it raises
+        except sqlite3.ProgrammingError:
+            return True
+    return False
 
 
 def begin_write(using: str, table: str) -> None:

@@ -179,16 +179,7 @@ def test_the_handlers_of_signals_are_put_back() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put standard output and error back after the test."""
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
-
-
-def test_with_log_std_what_is_printed_is_logged(
-    streams: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_with_log_std_what_is_printed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     @background("prints")
     def prints() -> None:
         print("to standard output")
@@ -196,7 +187,9 @@ def test_with_log_std_what_is_printed_is_logged(
 
     prints()
     with caplog.at_level(logging.INFO, process_tasks.__name__):
+        before = sys.stdout, sys.stderr
         call_command("process_tasks", duration=1, sleep=0.1, log_std=True)
+        assert (sys.stdout, sys.stderr) == before
     for level, line in ((logging.INFO, "to standard output"), (logging.ERROR, "to standard error")):
         assert (process_tasks.__name__, level, line) in caplog.record_tuples
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections
 from django.test import override_settings
 
@@ -88,6 +89,17 @@ def test_the_threads_are_started_when_they_are_first_needed(pool: PoolRunner) ->
     tasks.run_next_task()
     assert pool._pool_instance is not None
     assert pool._num_processes == 2
+
+
+def test_a_worker_that_a_task_starts_in_its_thread_is_refused(pool: PoolRunner) -> None:
+    @background("nested")
+    def nested() -> None:
+        call_command("process_tasks", duration=1, sleep=0.1)
+
+    nested()
+    assert tasks.run_next_task() is True
+    assert pool.drain(20)
+    assert "process_tasks was called by a task" in Task.objects.get().last_error
 
 
 @MODES

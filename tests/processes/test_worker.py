@@ -69,11 +69,74 @@ def test_a_second_signal_hands_the_running_task_back_without_counting_the_attemp
     child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
     wait_until(noted("long begins"))
     child.send(signal.SIGTERM)
-    child.send(signal.SIGINT)  # not the same again: two equal signals may become one
-    code = child.wait(timeout=10)
-    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT), child.text()
+    wait_until(lambda: "Stopping when what runs has ended" in child.text())
+    child.send(signal.SIGINT)
+    assert child.wait(timeout=10) == 128 + signal.SIGINT, child.text()
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_second_signal_cancels_an_async_task_and_hands_it_back(
+    worker: Callable[..., Child], threads: bool
+) -> None:
+    enqueue("slow_async", "long", 60)
+    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when what runs has ended" in child.text())
+    child.send(signal.SIGINT)
+    assert child.wait(timeout=15) == 128 + signal.SIGINT, child.text()
+    assert noted("long is cancelled")() or threads
+    row = Task.objects.get()
+    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_task_longer_than_the_lease_runs_once_however_many_workers_there_are(
+    worker: Callable[..., Child], threads: bool
+) -> None:
+    enqueue("slow", "long", 5)
+    environment = {"TEST_MAX_RUN_TIME": "1.5", **({"TEST_RUN_ASYNC": "1"} if threads else {})}
+    for _ in range(3):
+        worker(**environment)
+    wait_until(noted("long ends"))
+    done = wait_until(CompletedTask.objects.first)
+    assert Note.objects.filter(text="long begins").count() == 1
+    assert done.attempts == 1
+    assert (done.run_at - done.locked_at).total_seconds() >= 5, "it tells when the run began"
+
+
+@pytest.mark.parametrize("how", ["return", "raise"])
+def test_a_child_that_a_task_forks_and_forgets_does_not_become_a_worker(
+    worker: Callable[..., Child], how: str
+) -> None:
+    enqueue("fork", how)
+    child = worker()
+    wait_until(noted("parent"))
+    wait_until(CompletedTask.objects.exists)
+    assert CompletedTask.objects.get().attempts == 1
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.process.pid, 0)
+
+
+def test_a_process_that_a_task_starts_can_be_terminated(worker: Callable[..., Child]) -> None:
+    enqueue("fork", "process")
+    worker()
+    wait_until(noted(f"child ended by {-signal.SIGTERM}"))
+
+
+def test_what_is_printed_goes_to_the_log_where_no_handler_is_configured(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("leave", "exit")
+    child = worker("--log-std")
+    wait_until(lambda: Task.objects.filter(attempts=1))
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert "SystemExit" in child.text()
 
 
 def test_threads_finish_what_they_run_before_the_worker_ends(worker: Callable[..., Child]) -> None:

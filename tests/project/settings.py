@@ -69,6 +69,7 @@ INSTALLED_APPS = [
     *os.environ.get("TEST_APPS", "").split(),
 ]
 BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
+MAX_RUN_TIME = float(os.environ.get("TEST_MAX_RUN_TIME", 3600))
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

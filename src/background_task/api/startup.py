@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from django.apps import apps
@@ -103,8 +104,11 @@ def ensure_one(
         return None
 
 
-def catch_up() -> None:
-    """Store what could not be stored at import; the worker calls this once the tables exist."""
-    while _postponed:
-        _postponed[0]()
-        del _postponed[0]
+def postponed() -> list[Callable[[], None]]:
+    """Return what makes good each call that could not be stored at import; worth trying again."""
+
+    def make_good(attempt: Callable[[], Task | None]) -> None:
+        attempt()
+        _postponed.remove(attempt)
+
+    return [partial(make_good, attempt) for attempt in _postponed]

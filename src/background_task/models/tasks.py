@@ -35,8 +35,12 @@ logger = logging.getLogger("background_task.models")
 HALF_OF_AN_ERROR = 100_000
 
 
+# Beyond this a date could not be moved by it.
+LONGEST_LEASE = 10**9
+
+
 def _lease() -> timedelta:
-    return timedelta(seconds=app_settings.BACKGROUND_TASK_MAX_RUN_TIME)
+    return timedelta(seconds=min(app_settings.BACKGROUND_TASK_MAX_RUN_TIME, LONGEST_LEASE))
 
 
 class TaskQuerySet(CreatedByQuerySet["Task"]):
@@ -201,6 +205,10 @@ class Task(rows.Row):
 
     objects = TaskManager()
 
+    # The times that ``locked_at`` may have in the database since the lease was renewed, if it was;
+    # the attribute keeps the time at which the run began. See storage/leases.py.
+    leases: tuple[datetime, ...] = ()
+
     class Meta:
         db_table = "background_task"
         indexes = [
@@ -263,8 +271,16 @@ class Task(rows.Row):
                 result_id=Coalesce(F("result_id"), Value(uuid7(), models.UUIDField())),
             )
         )
-        # None again when somebody deletes the row in this moment.
-        return manager.filter(pk=self.pk).first() if taken else None
+        if not taken:
+            return None
+        # None again when somebody deletes the row, or gives it to another, in this moment.
+        return manager.filter(pk=self.pk, locked_at=now, worker_id=rows.this_worker()).first()
+
+    def held(self) -> TaskQuerySet:
+        """Return the row as a queryset: empty when it was deleted or handed to another run."""
+        locked_at = Q(locked_at__in=self.leases) if self.leases else Q(locked_at=self.locked_at)
+        rows = TaskQuerySet(type(self), using=self.database)
+        return rows.filter(locked_at, pk=self.pk, locked_by=self.locked_by, epoch=self.epoch)
 
     def hold(self) -> bool:
         """Inside a transaction: keep the row from everybody else, if the run is still ours.
@@ -273,17 +289,7 @@ class Task(rows.Row):
         loaded; whoever gets False writes nothing. It is an UPDATE that changes nothing, rather
         than a SELECT FOR UPDATE, because that makes SQLite take its write lock and wait for it.
         """
-        return bool(
-            type(self)
-            ._base_manager.using(self.database)
-            .filter(
-                pk=self.pk,
-                locked_by=self.locked_by,
-                locked_at=self.locked_at,
-                epoch=self.epoch,
-            )
-            .update(locked_by=F("locked_by"))
-        )
+        return bool(self.held().update(locked_by=F("locked_by")))
 
     def increment_attempts(self) -> None:
         """Count one more run, and store the row; a row that was deleted does not come back."""

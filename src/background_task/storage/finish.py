@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from django.db import models, transaction
 from django.db.models import F
-from django.db.models.functions import Coalesce
 
 from background_task import vendors
 from background_task.models import CompletedTask, Task
@@ -34,7 +33,7 @@ def succeed(task: Task) -> CompletedTask | None:
         with transaction.atomic(using=task.database):
             if not task.hold():
                 return None
-            task.refresh_from_db(using=task.database)
+            _read_anew(task)
             task.increment_attempts()
             completed = task.create_completed_task()
             announce(
@@ -66,13 +65,20 @@ def fail(
         with transaction.atomic(using=task.database):
             if not task.hold():
                 return False
-            task.refresh_from_db(using=task.database)
+            _read_anew(task)
             for name, value in edits.items():
                 setattr(task, name, value)
             task.reschedule(type(error), error, traceback)
             return True
 
     return _unless_undone(task, "record a failure", verb)
+
+
+def _read_anew(task: Task) -> None:
+    """Take over an operator's edits; the history tells when the run began, not its last lease."""
+    began = task.locked_at
+    task.refresh_from_db(using=task.database)
+    task.locked_at = began
 
 
 def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
@@ -107,22 +113,4 @@ def set_aside(task: Task, error: str) -> bool:
         "run_at": vendors.now(task.database) + delay,
         "state": State.SCHEDULED,
     }
-    return bool(_held(task).update(locked_by=None, locked_at=None, **values))
-
-
-def _held(task: Task) -> models.QuerySet[Task]:
-    return Task.objects.using(task.database).filter(
-        pk=task.pk, locked_by=task.locked_by, locked_at=task.locked_at, epoch=task.epoch
-    )
-
-
-def hand_back(task: Task) -> bool:
-    """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
-    return persevere(task.database, "hand back a task", lambda: bool(release(_held(task))))
-
-
-def release(rows: models.QuerySet[Task]) -> int:
-    """Unlock ``rows`` and return how many there were; runs that still go on can record nothing."""
-    return rows.update(
-        locked_by=None, locked_at=None, state=State.READY, epoch=Coalesce(F("epoch"), 0) + 1
-    )
+    return bool(task.held().update(locked_by=None, locked_at=None, **values))

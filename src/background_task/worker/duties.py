@@ -5,45 +5,60 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.db import DatabaseError, InterfaceError
+from django.db import connections, router
 from django.db.models import Count
 
 from background_task import signals, vendors
 from background_task.api import startup
 from background_task.models import Task
 from background_task.storage import chains
+from background_task.storage.transient import PATIENT, TRANSIENT
 
 if TYPE_CHECKING:
+    from background_task.api.proxy import TaskProxy
     from background_task.tasks import Tasks
 
 logger = logging.getLogger("background_task.tasks")
 
 INTERVAL = 60.0
+AFTER_A_FAILURE = 5.0
 
 
 class Duties:
-    """Done when the worker starts and once a minute; survives a database that is away."""
+    """Done when the worker starts and once a minute; one that fails stops neither it nor others."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._reported: set[str] = set()
         self._next = 0.0
+        self._delays: tuple[float, ...] = PATIENT
 
     def run_if_due(self) -> None:
         """Do every duty, unless that was done within the last minute."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + INTERVAL
+        self._delays = PATIENT
+        for attempt in startup.postponed():
+            self._try("schedule what a module asked for at import", attempt)
+        self.keep_declared_chains()
+        self._try("report unknown names", self.report_unknown_names)
+
+    def _try(self, what: str, duty: Callable[[], object]) -> None:
         try:
-            startup.catch_up()
-            self.keep_declared_chains()
-            self.report_unknown_names()
-        except (DatabaseError, InterfaceError) as error:
-            logger.warning("The duties of the worker must wait for the database: %s", error)
+            duty()
+        except TRANSIENT as error:
+            logger.warning("Could not %s; it must wait for the database: %s", what, error)
+            connections[router.db_for_write(Task)].close()
+            self._delays = ()  # enough patience for this time: tasks are waiting
+            self._next = time.monotonic() + AFTER_A_FAILURE
+        except Exception:
+            logger.exception("Could not %s", what)
 
     def keep_declared_chains(self) -> None:
         """Make the rows agree with what ``@background(every=…)`` declares in the code."""
@@ -52,12 +67,21 @@ class Duties:
             if getattr(proxy, "every", 0):
                 wanted = proxy.declared_task()
                 declared.add(wanted.task_hash)
-                changed = partial(_declaration_changed, wanted)
-                row, is_new = chains.ensure(
-                    wanted, declared=True, remove_existing=False, replace=changed
-                )
-                if is_new:
-                    signals.announce(signals.task_created, type(proxy.runner), task=row)
+                self._try(f"keep the chain of {proxy.name}", partial(self._keep, proxy, wanted))
+        self._try("end chains that are no longer declared", partial(self._end, declared))
+
+    def _keep(self, proxy: TaskProxy, wanted: Task) -> None:
+        row, is_new = chains.ensure(
+            wanted,
+            declared=True,
+            remove_existing=False,
+            replace=partial(_declaration_changed, wanted),
+            delays=self._delays,
+        )
+        if is_new:
+            signals.announce(signals.task_created, type(proxy.runner), task=row)
+
+    def _end(self, declared: set[str]) -> None:
         for name in chains.end_undeclared(declared, _is_declared_here):
             logger.info("%s is no longer declared with every=…: its chain has ended.", name)
 

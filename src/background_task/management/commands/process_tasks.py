@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -17,35 +18,48 @@ from django.db import close_old_connections, connections, router
 from django.utils import autoreload
 
 from background_task.exceptions import TaskModuleError
+from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.storage.transient import TRANSIENT
-from background_task.tasks import autodiscover, hand_back_running, tasks
-from background_task.utils import TTW_FAST, ForcedStop, SignalManager, exit_code
+from background_task.tasks import autodiscover, tasks
+from background_task.utils import STOPPING, TTW_FAST, ForcedStop, SignalManager, exit_code, say
 from background_task.worker.duties import Duties
 
 logger = logging.getLogger(__name__)
 
 
-def _configure_log_std() -> None:
-    """Send what is printed to the log: standard output as INFO, standard error as ERROR."""
+class _LogWriter:
+    """Stands in for a standard stream, and writes lines to the log."""
 
-    class LogWriter:
-        def __init__(self, level: int) -> None:
-            self._level = level
+    def __init__(self, level: int, stream: Any) -> None:
+        self._level = level
+        self._stream = stream
+        self._thread = threading.local()
 
-        def write(self, text: str) -> int:
+    def write(self, text: str) -> int:
+        if getattr(self._thread, "is_logging", False):
+            # A handler writes to this very stream, as logging does where nothing is configured.
+            return int(self._stream.write(text)) if self._stream else len(text)
+        self._thread.is_logging = True
+        try:
             if text.strip():
                 logger.log(self._level, text.rstrip("\n"))
-            return len(text)
+        finally:
+            self._thread.is_logging = False
+        return len(text)
 
-        def flush(self) -> None:
-            pass
+    def flush(self) -> None:
+        if self._stream:
+            self._stream.flush()
 
-        def isatty(self) -> bool:
-            return False
+    def isatty(self) -> bool:
+        return False
 
-    sys.stdout = LogWriter(logging.INFO)
-    sys.stderr = LogWriter(logging.ERROR)
+
+def _configure_log_std() -> None:
+    """Send what is printed to the log: standard output as INFO, standard error as ERROR."""
+    sys.stdout = _LogWriter(logging.INFO, sys.stdout)
+    sys.stderr = _LogWriter(logging.ERROR, sys.stderr)
 
 
 class Command(BaseCommand):
@@ -134,7 +148,7 @@ class Command(BaseCommand):
         else:
             self.sig_manager = SignalManager()
             # The reloader ends the process while the worker's thread is in a task.
-            atexit.register(hand_back_running)
+            atexit.register(runs.hand_back)
         autoreload.run_with_reloader(self._run_then_exit, *args, **options)
 
     def _run_then_exit(self, *args: Any, **options: Any) -> None:
@@ -145,14 +159,21 @@ class Command(BaseCommand):
         """Work until the duration is over or a signal asks to stop."""
         duration = options.get("duration") or 0
         sleep = options.get("sleep", 5.0)
-        queue = options.get("queue")
         if options.get("dev"):
             autoreload.raise_last_exception()
-        if options.get("log_std"):
-            _configure_log_std()
+        if self._tasks._pool_runner.is_current_thread:
+            raise CommandError("process_tasks was called by a task: the worker would wait for it.")
         if not 0 <= sleep < float("inf"):
             raise CommandError(f"--sleep is {sleep}; it must be a number of seconds, 0 or more.")
+        streams = sys.stdout, sys.stderr
+        if options.get("log_std"):
+            _configure_log_std()
+        try:
+            self._work(duration, sleep, options.get("queue"))
+        finally:
+            sys.stdout, sys.stderr = streams
 
+    def _work(self, duration: float, sleep: float, queue: str | None) -> None:
         try:
             autodiscover()
         except TaskModuleError as error:
@@ -190,9 +211,13 @@ class Command(BaseCommand):
 
     def _drain(self) -> None:
         """Wait for the tasks in threads; a second request to stop hands them back instead."""
+        said = False
         while not self._tasks._pool_runner.drain(timeout=0.1):
+            if getattr(self.sig_manager, "kill_now", False) and not said:
+                said = True
+                say(STOPPING)
             if getattr(self.sig_manager, "force_now", False):
-                hand_back_running()
+                runs.hand_back()
                 raise ForcedStop
 
 

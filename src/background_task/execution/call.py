@@ -1,0 +1,94 @@
+"""Call the function of a task: plain or ``async``, and never twice in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+
+from background_task.execution.runs import Run
+from background_task.utils import ForcedStop, SignalManager, interruptible
+
+# Time for a coroutine to tidy up, in seconds.
+BETWEEN_CANCELLATIONS = 1.0
+
+
+def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None:
+    """Call ``function`` in this thread, and end it early when the worker is forced to stop.
+
+    Raises:
+        ForcedStop: it was ended early.
+        BaseException: whatever the function raises.
+    """
+    process = os.getpid()
+    try:
+        if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+            _call_async(function, args, kwargs, run)
+        else:
+            with interruptible():
+                function(*args, **kwargs)
+    finally:
+        if os.getpid() != process:
+            _leave()
+
+
+def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None:
+    async def body() -> None:
+        run.cancel = _canceller(asyncio.get_running_loop(), asyncio.current_task())
+        await function(*args, **kwargs)
+
+    def stop() -> None:
+        if run.cancel is None:
+            raise ForcedStop
+        run.cancel()
+
+    # An exception raised in this thread would abandon the coroutine, which runs in another one.
+    with interruptible(stop):
+        try:
+            async_to_sync(body)()
+        except asyncio.CancelledError:
+            if SignalManager.is_forced():
+                raise ForcedStop from None
+            raise
+
+
+def _canceller(
+    loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None
+) -> Callable[[], None]:
+    """Return what cancels ``task`` until it ends; safe in any thread and in a signal handler.
+
+    Once is not enough: a coroutine that waits for a call of ``sync_to_async``, and so for any
+    query, loses the cancellation when the call returns.
+    """
+
+    def cancel() -> None:
+        if task is not None and not task.done():
+            task.cancel()
+            loop.call_later(BETWEEN_CANCELLATIONS, cancel)
+
+    def cancel_threadsafe() -> None:
+        with suppress(RuntimeError):  # the loop has ended in this moment
+            loop.call_soon_threadsafe(cancel)
+
+    return cancel_threadsafe
+
+
+def _leave() -> None:
+    """End a child that the function has forked and that comes back from it.
+
+    It would record the outcome a second time, over a connection that belongs to its parent, and go
+    on as a second worker.
+    """
+    failed = sys.exc_info()[0] is not None
+    if failed:
+        traceback.print_exc()
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1 if failed else 0)
