@@ -73,7 +73,9 @@ for _ in range(200_000):
         ((), {"repeat_until": dt.date(2026, 1, 1)}, TypeError, "repeat_until"),
         ((), {"queue": 5}, TypeError, "queue must be text"),
         ((), {"queue": "q" * 191}, ValueError, "queue has 191 characters"),
-        ((), {"queue": "a\x00b"}, ValueError, "queue contains a NUL"),
+        ((), {"queue": "a\x00b"}, ValueError, "queue contains a character"),
+        ((), {"verbose_name": "\ud800"}, ValueError, "verbose_name contains a character"),
+        ((), {"remove_existing_tasks": "no"}, TypeError, "remove_existing_tasks must be True"),
         ((), {"verbose_name": 5}, TypeError, "verbose_name must be text"),
         ((), {"verbose_name": "v" * 256}, ValueError, "verbose_name has 256 characters"),
         # schedules

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.utils import timezone
 from project.models import Note
 from support import Child, wait_until
@@ -150,7 +151,7 @@ def test_a_chain_whose_declaration_goes_while_it_runs_ends_with_that_run() -> No
 
 def test_a_chain_of_another_project_on_the_same_database_is_left_alone() -> None:
     foreign = Task.objects.new_task("theirs.tasks.declared", repeat=10)
-    foreign.unique_key = f"every:{foreign.task_hash}"
+    foreign.identify(unique_key=f"every:{foreign.task_hash}")
     foreign.options = json.dumps({"declared_in": "theirs.tasks"})
     foreign.save()
     keep()
@@ -163,6 +164,15 @@ def test_chains_that_calls_have_started_become_the_declared_one() -> None:
     proxy(repeat=10)
     keep()
     assert Task.objects.get().repeat == 10
+
+
+def test_a_chain_that_somebody_made_for_himself_stays_beside_the_declared_one() -> None:
+    proxy = declare()
+    owner = User.objects.create(username="ana")
+    own = proxy(repeat=604800, creator=owner)
+    keep()
+    assert Task.objects.get(pk=own.pk).repeat == 604800
+    assert Task.objects.count() == 2
 
 
 def test_a_single_call_of_a_declared_task_is_no_part_of_its_chain() -> None:

@@ -142,6 +142,71 @@ def test_a_period_that_changed_in_the_code_changes_the_row(app: Callable[..., st
     assert Task.objects.get().repeat == 10
 
 
+TWO = "contador_task(repeat=3600)\ncontador_task(repeat=86400, queue='daily', verbose_name='all')"
+
+
+def chains() -> list[Any]:
+    return sorted(Task.objects.values_list("repeat", "queue", "verbose_name", "run_at", "pk"))
+
+
+def test_two_calls_that_differ_are_two_chains_which_a_restart_leaves_alone(
+    app: Callable[..., str],
+) -> None:
+    name = app(TWO)
+    import_anew(name)
+    while tasks.run_next_task():
+        pass
+    before = chains()
+    assert [row[:3] for row in before] == [(3600, None, None), (86400, "daily", "all")]
+    import_anew(name)
+    assert chains() == before
+
+
+def test_the_rows_of_two_calls_that_the_predecessor_stored_stay_as_they_are(
+    app: Callable[..., str],
+) -> None:
+    name = app(TWO)
+    for repeat, queue, title in ((3600, None, None), (86400, "daily", "all")):
+        options = {"repeat": repeat, "queue": queue, "verbose_name": title}
+        Task.objects.new_task(f"{name}.tasks.contador_task", **options).save()
+    before = chains()
+    import_anew(name)
+    assert chains() == before
+
+
+def test_a_row_that_somebody_made_for_himself_is_not_touched_by_a_call_at_import(
+    app: Callable[..., str],
+) -> None:
+    name = app("contador_task(repeat=60)")
+    own = Task.objects.new_task(
+        f"{name}.tasks.contador_task", repeat=604800, verbose_name="weekly, of Ana"
+    )
+    own.save()
+    import_anew(name)
+    assert Task.objects.get(pk=own.pk).repeat == 604800
+    assert Task.objects.get(repeat=60).pk != own.pk
+
+
+def test_a_period_that_changed_without_removing_changes_the_row_of_that_call(
+    app: Callable[..., str],
+) -> None:
+    name = app("contador_task(repeat=86400)")
+    import_anew(name)
+    app("contador_task(repeat=10)", name=name)
+    import_anew(name)
+    assert Task.objects.get().repeat == 10
+
+
+def test_a_call_beside_a_declaration_of_the_same_task_changes_nothing(
+    app: Callable[..., str],
+) -> None:
+    name = app("background(every=60)(contador_task.task_function)\ncontador_task(repeat=10)")
+    import_anew(name)
+    Duties(tasks).run_if_due()
+    import_anew(name)
+    assert Task.objects.get().repeat == 60
+
+
 def test_rows_that_the_predecessor_multiplied_become_one(app: Callable[..., str]) -> None:
     name = app()
     for _ in range(3):

@@ -22,10 +22,10 @@ LATEST = 10
 class RefusedError(Exception):
     """A request that gets ``status`` and an explanation instead of what it asked for."""
 
-    def __init__(self, status, error, **headers):
+    def __init__(self, status, error, expected=EXPECTED, **headers):
         super().__init__(error)
         self.response = JsonResponse(
-            {"error": error, "expected": EXPECTED}, status=status, headers=headers
+            {"error": error, "expected": expected}, status=status, headers=headers
         )
 
 
@@ -33,7 +33,7 @@ class RefusedError(Exception):
 def enqueue(request):
     """Enqueue ``demo_task`` and answer with its id and the address of its state."""
     try:
-        allow(request, "POST")
+        allow(request, EXPECTED, "POST")
         task = demo_task(message_of(request))
     except RefusedError as refused:
         return refused.response
@@ -42,15 +42,17 @@ def enqueue(request):
     return JsonResponse(answer, status=202, headers={"Location": url})
 
 
-def allow(request, *methods):
+def allow(request, expected, *methods):
     """Refuse the other methods."""
     if request.method not in methods:
         allowed = ", ".join(methods)
-        raise RefusedError(405, f"{request.method} is not allowed here.", Allow=allowed)
+        raise RefusedError(405, f"{request.method} is not allowed here.", expected, Allow=allowed)
 
 
 def message_of(request):
     """Return the message of a request, or refuse it."""
+    if "chunked" in request.headers.get("Transfer-Encoding", ""):
+        raise RefusedError(411, "A body in chunks cannot be read here: send its Content-Length.")
     # Some servers name a content type where there is no content.
     is_empty = request.headers.get("Content-Length", "") in ("", "0")
     if request.content_type not in CONTENT_TYPES and not is_empty:
@@ -89,7 +91,7 @@ def message_of(request):
 def state(request, result_id):
     """Show what has become of a task."""
     try:
-        allow(request, "GET", "HEAD")
+        allow(request, "Send a GET to see the state of the task.", "GET", "HEAD")
     except RefusedError as refused:
         return refused.response
     # A task that ends between two look-ups has left the first table and is in the second.

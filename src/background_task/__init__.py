@@ -6,7 +6,12 @@ loads no model, so it is safe wherever Django itself may be imported.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from background_task.api.proxy import TaskProxy
 
 __version__ = "2.0.0a1"
 
@@ -15,6 +20,16 @@ default_app_config = "background_task.apps.BackgroundTasksAppConfig"
 __all__ = ["__version__", "background", "default_app_config"]
 
 
+@overload
+def background(name: Callable[..., Any], /) -> TaskProxy: ...
+@overload
+def background(
+    name: str | None = None,
+    schedule: Any = None,
+    queue: str | None = None,
+    remove_existing_tasks: bool = False,
+    every: float | timedelta | None = None,
+) -> Callable[[Callable[..., Any]], TaskProxy]: ...
 def background(*args: Any, **kwargs: Any) -> Any:
     """Mark a function as a background task.
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django import forms
+from django.contrib import admin, messages
 from django.db.models import F, QuerySet
 from django.http import HttpRequest
 
 from background_task import discovery
 from background_task.models import CompletedTask, Task
+from background_task.models.rows import REPEAT_CHOICES
+from background_task.policies import arguments
 from background_task.storage import leases
 from background_task.tasks import tasks
 
@@ -22,19 +26,27 @@ else:
 @admin.action(description="priority += 1", permissions=["change"])
 def inc_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Raise the number by one, in the database, whatever else happens to the rows."""
-    queryset.update(priority=F("priority") + 1)
+    _tell(modeladmin, request, "raised", queryset.update(priority=F("priority") + 1))
 
 
 @admin.action(description="priority -= 1", permissions=["change"])
 def dec_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Lower the number by one, in the database, whatever else happens to the rows."""
-    queryset.update(priority=F("priority") - 1)
+    _tell(modeladmin, request, "lowered", queryset.update(priority=F("priority") - 1))
 
 
 @admin.action(description="release the lock", permissions=["change"])
 def release_lock(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Let the rows run again, as after a worker was killed; a run that still goes on is void."""
-    leases.release(queryset.filter(locked_by__isnull=False))
+    released = leases.release(queryset.filter(locked_by__isnull=False))
+    _tell(modeladmin, request, "released", released)
+
+
+def _tell(modeladmin: Any, request: HttpRequest, what: str, count: int) -> None:
+    if modeladmin is not None:  # a project may call the action itself
+        level = messages.SUCCESS if count else messages.WARNING
+        number = f"{count} task{'' if count == 1 else 's'}"
+        modeladmin.message_user(request, f"{number} {what}.", level, fail_silently=True)
 
 
 class TaskNameFilter(admin.SimpleListFilter):
@@ -54,7 +66,23 @@ class TaskNameFilter(admin.SimpleListFilter):
         return queryset.filter(task_name=self.value()) if self.value() else queryset
 
 
+class RowForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Offers every period that a row may have, not only the six that have a name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        period = getattr(self.instance, "repeat", None)
+        field = self.fields.get("repeat")
+        if isinstance(field, forms.TypedChoiceField) and period not in dict(REPEAT_CHOICES):
+            field.choices = [(period, f"every {period} s"), *REPEAT_CHOICES]
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # The choices of the form have been checked; the model knows the six only.
+        return {*super()._get_validation_exclusions(), "repeat"}  # type: ignore[misc]
+
+
 class _RowAdmin(_ModelAdmin):
+    form = RowForm
     display_filter = ["task_name"]  # the predecessor's misspelling, which projects may read
     list_filter = [TaskNameFilter, "state"]
     search_fields = ["task_name", "task_params"]
@@ -68,8 +96,25 @@ class _RowAdmin(_ModelAdmin):
         "locked_by",
         "locked_by_pid_running",
     ]
-    readonly_fields = ["state", "result_id", "worker_id", "enqueued_at", "started_at"]
+    readonly_fields = [
+        "task_hash",
+        "state",
+        "result_id",
+        "worker_id",
+        "enqueued_at",
+        "started_at",
+    ]
     show_full_result_count = False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find arguments as they are read, too: ñ is stored as \\u00f1."""
+        found, duplicates = super().get_search_results(request, queryset, search_term)
+        stored = json.dumps(search_term)[1:-1]
+        if stored != search_term:
+            found = found | queryset.filter(task_params__icontains=stored)
+        return found, duplicates
 
 
 @admin.register(Task)
@@ -82,10 +127,15 @@ class TaskAdmin(_RowAdmin):
 
     def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
         """Store what was edited and nothing else: a worker may have locked the row meanwhile."""
+        columns = {field.name for field in obj._meta.concrete_fields}
+        edited = columns & set(form.changed_data)
+        if not change or edited & {"task_name", "task_params"}:
+            obj.task_hash = arguments.fingerprint(obj.task_name, obj.task_params)
+            edited.add("task_hash")
         if not change:
             obj.save()
-        elif form.changed_data:
-            obj.save(update_fields=form.changed_data)
+        elif edited:
+            obj.save(update_fields=edited)
 
 
 @admin.register(CompletedTask)

@@ -45,8 +45,8 @@ def one_distribution(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
             f"{name} is installed beside {OWN_DISTRIBUTION}; both own the package background_task, "
             "so its files may be of either.",
             hint=(
-                f"pip uninstall -y {name} {OWN_DISTRIBUTION} && pip install {OWN_DISTRIBUTION} "
-                "(both have to go first: uninstalling one deletes files of the other)."
+                f"pip uninstall -y {name} {OWN_DISTRIBUTION}, then install {OWN_DISTRIBUTION} as "
+                "before (both have to go first: uninstalling one deletes files of the other)."
             ),
             id="background_task.E001",
         )

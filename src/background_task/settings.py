@@ -40,7 +40,7 @@ class AppSettings:
 
     @property
     def MAX_RUN_TIME(self) -> float:
-        """seconds, 3600: the age at which a lock that its worker did not renew may be taken over."""
+        """seconds, 3600: the age at which a lock that was not renewed may be taken over."""
         return float(_first(3600, "BACKGROUND_TASK_MAX_RUN_TIME", "MAX_RUN_TIME"))
 
     @property

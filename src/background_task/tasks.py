@@ -278,7 +278,7 @@ class Tasks:
                 function,
                 schedule,
                 arguments.text("queue", queue, arguments.LONGEST_NAME),
-                remove_existing_tasks,
+                arguments.flag("remove_existing_tasks", remove_existing_tasks),
                 self._runner,
             )
             proxy.every = period

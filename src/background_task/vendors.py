@@ -40,10 +40,12 @@ def now(using: str) -> datetime:
 def is_missing_table(error: Exception) -> bool:
     """Tell whether a statement failed for want of a table or a column: ``migrate`` has not run.
 
-    PostgreSQL and MySQL answer with a ``ProgrammingError``. SQLite answers with the class of error
-    that it also uses for a lock, and has no code for it.
+    PostgreSQL answers with a ``ProgrammingError``, and so does MySQL for a table, but not for a
+    column (1054). SQLite answers with the class of error that it also uses for a lock, and has no
+    code for it.
     """
-    return isinstance(error, ProgrammingError) or "no such " in str(error)
+    missing = isinstance(error, ProgrammingError) or "no such " in str(error)
+    return missing or error.args[:1] == (1054,)
 
 
 def is_closed(connection: BaseDatabaseWrapper) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import types
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.forms import SplitDateTimeField
+from django.forms import CharField, ChoiceField, ModelChoiceField, ModelForm, SplitDateTimeField
 from django.test import Client
 from django.urls import path, reverse
 from django.utils import timezone
@@ -134,11 +135,10 @@ def test_the_list_can_be_filtered_by_name(admin_client: Client, model: Any, own:
     assert shown(admin_client, model, task_name="wanted") == {wanted}
 
 
-@BOTH
-def test_a_row_can_be_opened_and_saved(admin_client: Client, model: Any, own: Any) -> None:
-    row = stored(model)
-    url = reverse(f"admin:background_task_{model._meta.model_name}_change", args=[row.pk])
-    page = admin_client.get(url)
+def form_of(client: Client, row: Any) -> tuple[str, dict[str, Any]]:
+    """Open the form of a row; return its address and what a browser would send back unedited."""
+    url = reverse(f"admin:background_task_{row._meta.model_name}_change", args=[row.pk])
+    page = client.get(url)
     assert page.status_code == 200
     form = page.context["adminform"].form
     data: dict[str, Any] = {}
@@ -148,13 +148,95 @@ def test_a_row_can_be_opened_and_saved(admin_client: Client, model: Any, own: An
             moment = timezone.localtime(value) if value else None
             data[f"{name}_0"] = moment.date().isoformat() if moment else ""
             data[f"{name}_1"] = moment.time().isoformat("seconds") if moment else ""
+        elif isinstance(field, ChoiceField) and not isinstance(field, ModelChoiceField):
+            # A browser that finds no such choice sends the first one.
+            choices = [choice for choice, _ in field.choices]
+            data[name] = value if value in choices else choices[0]
         else:
             data[name] = "" if value is None else value
+    return url, data
+
+
+@BOTH
+def test_a_row_can_be_opened_and_saved(admin_client: Client, model: Any, own: Any) -> None:
+    row = stored(model)
+    url, data = form_of(admin_client, row)
     data |= {"priority": 5, "repeat": Task.DAILY, "verbose_name": "A title"}
     response = admin_client.post(url, data)
     assert response.status_code == 302, response.context["errors"]
     row.refresh_from_db()
     assert (row.priority, row.repeat, row.verbose_name) == (5, Task.DAILY, "A title")
+
+
+@BOTH
+def test_a_period_without_a_name_survives_an_edit_of_something_else(
+    admin_client: Client, model: Any, own: Any
+) -> None:
+    row = stored(model, repeat=10)
+    url, data = form_of(admin_client, row)
+    assert admin_client.post(url, data | {"priority": 7}).status_code == 302
+    row.refresh_from_db()
+    assert (row.priority, row.repeat) == (7, 10)
+
+
+def test_the_form_begins_with_the_name_of_the_task(admin_client: Client) -> None:
+    page = admin_client.get(reverse("admin:background_task_task_add"))
+    assert next(iter(page.context["adminform"].form.fields)) == "task_name"
+
+
+def test_a_row_that_is_added_by_hand_gets_the_hash_of_its_arguments(admin_client: Client) -> None:
+    data = {
+        "task_name": "by.hand",
+        "task_params": "[[1], {}]",
+        "priority": 0,
+        "run_at_0": "2026-11-01",
+        "run_at_1": "12:00",
+        "repeat": 0,
+        "attempts": 0,
+    }
+    response = admin_client.post(reverse("admin:background_task_task_add"), data)
+    assert response.status_code == 302, response.context["errors"]
+    row = Task.objects.get_task("by.hand", [1]).get()
+    url, data = form_of(admin_client, row)
+    assert admin_client.post(url, data | {"task_params": "[[2], {}]"}).status_code == 302
+    assert Task.objects.get_task("by.hand", [2]).get() == row
+
+
+def test_an_own_form_may_have_fields_that_are_no_columns(
+    unregistered: None, admin_client: Client, settings: Any
+) -> None:
+    class OwnForm(ModelForm):  # type: ignore[type-arg]
+        reason = CharField(required=False)
+
+    class OwnAdmin(TaskAdmin):
+        form = OwnForm
+
+    admin.site.register(Task, OwnAdmin)
+    urls: Any = types.ModuleType("own_urls")
+    urls.urlpatterns = [path("admin/", admin.site.urls)]
+    settings.ROOT_URLCONF = urls
+    url, data = form_of(admin_client, stored(Task))
+    assert admin_client.post(url, data | {"reason": "because", "queue": "q"}).status_code == 302
+    assert Task.objects.get().queue == "q"
+
+
+@BOTH
+def test_the_search_finds_letters_that_are_stored_as_escapes(
+    admin_client: Client, model: Any, own: Any
+) -> None:
+    wanted = stored(model, task_params=json.dumps([["el ñandú"], {}]))
+    stored(model, "other")
+    assert shown(admin_client, model, q="ñandú") == {wanted}
+
+
+def test_an_action_says_what_it_has_done(admin_client: Client) -> None:
+    locked = stored(Task, locked_by="1", locked_at=timezone.now())
+    response = admin_client.post(
+        listing(Task),
+        {"action": "release_lock", admin.helpers.ACTION_CHECKBOX_NAME: [locked.pk]},
+        follow=True,
+    )
+    assert [str(each) for each in response.context["messages"]] == ["1 task released."]
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from django.db.models import QuerySet
 from django.test import override_settings
 from django.utils import timezone
 
+from background_task import background
 from background_task.models import CompletedTask, Task
 from background_task.settings import app_settings
+from background_task.tasks import tasks
 
 pytestmark = pytest.mark.django_db
 
@@ -313,3 +315,63 @@ def test_the_copy_for_the_history_is_saved_and_returned_and_the_row_stays(owner:
         "repeat_until",
     ):
         assert getattr(done, name) == getattr(row, name), name
+
+
+def by_key(row: Any) -> Any:
+    row.pk = None
+    row.save()
+    return row
+
+
+def by_key_as_new(row: Any) -> Any:
+    row._state.adding = True
+    return by_key(row)
+
+
+def by_columns(row: Any) -> Any:
+    columns = [field.attname for field in row._meta.concrete_fields if not field.primary_key]
+    return type(row).objects.create(**{name: getattr(row, name) for name in columns})
+
+
+@pytest.mark.parametrize("copy", [by_key, by_key_as_new, by_columns])
+@pytest.mark.parametrize("model", [Task, CompletedTask])
+def test_a_copy_of_a_row_is_a_row_of_its_own(model: Any, copy: Any) -> None:
+    row = stored(repeat=60)
+    row.identify(unique_key="a chain")
+    row.save()
+    if model is CompletedTask:
+        row = row.create_completed_task()
+    before = (row.pk, row.result_id)
+    again = copy(model.objects.get(pk=row.pk))
+    assert model.objects.count() == 2
+    assert again.pk != before[0]
+    assert again.result_id not in (None, before[1])
+
+
+def test_a_task_can_be_queued_again_from_all_columns_of_its_history() -> None:
+    ran = []
+    background("again")(lambda: ran.append(1))()
+    assert tasks.run_next_task()
+    Task.objects.create(
+        **{
+            field.attname: getattr(CompletedTask.objects.get(), field.attname)
+            for field in CompletedTask._meta.concrete_fields
+            if not field.primary_key and field.attname not in ("locked_by", "locked_at", "run_at")
+        },
+        run_at=PAST,
+    )
+    assert tasks.run_next_task()
+    assert (len(ran), CompletedTask.objects.count()) == (2, 2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_copy_that_was_stored_past_save_runs_once_and_is_recorded() -> None:
+    ran = []
+    background("again")(lambda: ran.append(1))()
+    copy = Task.objects.get()
+    copy.pk = None
+    assert tasks.run_next_task()
+    Task.objects.bulk_create([copy])
+    assert tasks.run_next_task()
+    assert not tasks.run_next_task()
+    assert (len(ran), CompletedTask.objects.count()) == (2, 2)

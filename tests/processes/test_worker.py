@@ -315,8 +315,11 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
 ) -> None:
     (tmp_path / "reloaded").mkdir()
     (tmp_path / "reloaded" / "__init__.py").touch()
+    imported = tmp_path / "imported"
     code = (
+        "from pathlib import Path\n"
         "from background_task import background\nfrom project.models import Note\n"
+        f"Path({str(imported)!r}).write_text({{text!r}})\n"
         "@background(every=3600)\ndef tick():\n    Note.objects.create(text={text!r})\n"
     )
     module = tmp_path / "reloaded" / "tasks.py"
@@ -326,17 +329,20 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
     module.write_text(code.format(text="after"))
     touched = time.time()
 
-    def reloaded() -> bool:
-        # A change made before the reloader's first look is none, so there may be another; a start
-        # needs the time between them.
+    def is_imported() -> bool:
+        # A change made before the reloader's first look is none, so there may be another.
         nonlocal touched
         if time.time() > touched:
-            touched = time.time() + 8
+            touched = time.time() + 5
             os.utime(module, (touched, touched))
+        return imported.read_text() == "after"
+
+    def reloaded() -> bool:
         Task.objects.filter(run_at__gt=timezone.now()).update(run_at=timezone.now())
         return noted("after")()
 
-    wait_until(reloaded, timeout=90)
+    wait_until(is_imported, timeout=60)
+    wait_until(reloaded, timeout=60)
     assert child.process.poll() is None
     os.killpg(child.process.pid, signal.SIGINT)
     assert child.wait(timeout=15) == 0, child.text()

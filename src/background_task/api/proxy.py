@@ -81,19 +81,32 @@ class TaskProxy:
             "queue": self.queue,
             **options,
         }
-        remove_existing = call.pop("remove_existing_tasks", self.remove_existing_tasks)
-        if startup.importing():
+        remove_existing = arguments.flag(
+            "remove_existing_tasks", call.pop("remove_existing_tasks", self.remove_existing_tasks)
+        )
+        if (module := startup.importing()) is not None:
             wanted = Task.objects.new_task(self.name, args, kwargs, **call)
             return startup.ensure_one(
-                wanted, schedule, remove_existing=remove_existing, sender=type(self.runner)
+                wanted,
+                schedule,
+                module=module,
+                remove_existing=remove_existing,
+                sender=type(self.runner),
             )
         return self.runner.schedule(  # type: ignore[no-any-return]
             self.name,
             args,
             kwargs,
-            action=schedule.action,
-            remove_existing_tasks=remove_existing,
-            **call,
+            # By position, as the predecessor does: projects override this method.
+            call["run_at"],
+            call["priority"],
+            schedule.action,
+            call["queue"],
+            call.get("verbose_name"),
+            call.get("creator"),
+            call.get("repeat"),
+            call.get("repeat_until"),
+            remove_existing,
         )
 
     def declared_task(self) -> Task:

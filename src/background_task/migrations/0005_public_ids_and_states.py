@@ -123,6 +123,7 @@ def added(model_name, state_choices):
         "backend": nullable(models.CharField, max_length=64),
         "losses": nullable(models.SmallIntegerField),
         "options": nullable(models.TextField),
+        "return_value": nullable(models.TextField),
     }
     return [migrations.AddField(model_name, name, field) for name, field in fields.items()]
 
@@ -161,7 +162,6 @@ class Migration(migrations.Migration):
         *added("completedtask", [(10, "successful"), (11, "failed")]),
         migrations.AddField("task", "epoch", nullable(models.IntegerField)),
         migrations.AddField("task", "unique_key", nullable(models.CharField, max_length=190)),
-        migrations.AddField("completedtask", "return_value", nullable(models.TextField)),
         migrations.AddConstraint(
             "task",
             models.UniqueConstraint(fields=["result_id"], name="background_task_result_id"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
@@ -51,7 +51,6 @@ class CompletedTask(rows.Row):
     state = models.SmallIntegerField(
         choices=State.finished(), null=True, blank=True, editable=False
     )
-    return_value = models.TextField(null=True, blank=True, editable=False)
 
     objects = CompletedTaskQuerySet.as_manager()
 
@@ -63,3 +62,8 @@ class CompletedTask(rows.Row):
 
     def __str__(self) -> str:
         return f"{self.verbose_name or self.task_name} - {self.run_at}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the row; a copy gets a public id of its own."""
+        self._begin()
+        super().save(*args, **kwargs)

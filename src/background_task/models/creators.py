@@ -33,10 +33,11 @@ class CreatorForeignKey(GenericForeignKey):
 
 
 class HasCreator(models.Model):
-    """The columns of a creator, short of the foreign key, whose reverse name differs by model."""
+    """One property for the two columns that may hold the key of a creator."""
 
-    creator_object_id = models.PositiveIntegerField(null=True, blank=True)
-    creator_key = models.CharField(max_length=255, null=True, blank=True, editable=False)
+    # The columns themselves are declared where they belong in the order of all columns.
+    creator_object_id: int | None
+    creator_key: str | None
 
     class Meta:
         abstract = True

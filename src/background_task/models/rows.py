@@ -6,14 +6,18 @@ import contextlib
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from django.contrib import admin
 from django.db import models
 from django.utils import timezone
 
+from background_task._compat import uuid7
 from background_task.models.creators import HasCreator
 from background_task.settings import app_settings
 
@@ -55,6 +59,8 @@ class Row(HasCreator):
     last_error = models.TextField(blank=True)
     locked_by = models.CharField(max_length=64, null=True, blank=True)
     locked_at = models.DateTimeField(null=True, blank=True)
+    creator_object_id = models.PositiveIntegerField(null=True, blank=True)
+    creator_key = models.CharField(max_length=255, null=True, blank=True, editable=False)
 
     result_id = models.UUIDField(null=True, blank=True, editable=False)
     enqueued_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -63,9 +69,27 @@ class Row(HasCreator):
     backend = models.CharField(max_length=64, null=True, blank=True, editable=False)
     losses = models.SmallIntegerField(null=True, blank=True, editable=False)
     options = models.TextField(null=True, blank=True, editable=False)
+    return_value = models.TextField(null=True, blank=True, editable=False)
+
+    # What the next insert is to carry of the values that make a row this one and no other.
+    _identity: Mapping[str, Any] = MappingProxyType({})
 
     class Meta:
         abstract = True
+
+    def identify(self, **values: Any) -> None:
+        """Say what the row is to be known by once it is stored.
+
+        Without this a row that is inserted gets an identity of its own, wherever its other columns
+        come from: projects copy rows, by ``pk = None`` or column by column.
+        """
+        self._identity = values
+
+    def _begin(self, **values: Any) -> None:
+        if self._state.adding or self.pk is None:
+            for name, value in {"result_id": uuid7(), **values, **self._identity}.items():
+                setattr(self, name, value)
+            self._identity = MappingProxyType({})
 
     @admin.display(boolean=True)
     def locked_by_pid_running(self) -> bool | None:

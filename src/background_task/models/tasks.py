@@ -23,7 +23,7 @@ from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
 from background_task.policies import arguments
-from background_task.policies.repetition import next_run, outlives_failure
+from background_task.policies.repetition import is_declared, next_run
 from background_task.policies.retries import backoff
 from background_task.settings import app_settings
 from background_task.signals import announce, task_failed, task_rescheduled
@@ -63,7 +63,11 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         return ready.order_by(order, "run_at", "id")
 
 
-class TaskManager(models.Manager["Task"]):
+# The name is what the plugin of mypy needs to know its methods.
+_TaskManager = models.Manager.from_queryset(TaskQuerySet)
+
+
+class TaskManager(_TaskManager["Task"]):
     """``Task.objects``."""
 
     def get_queryset(self) -> TaskQuerySet:
@@ -71,15 +75,7 @@ class TaskManager(models.Manager["Task"]):
 
     def on_primary(self) -> TaskQuerySet:
         """Return every row, of the database that is written to: replicas lag behind."""
-        return self.using(router.db_for_write(self.model))
-
-    def using(self, alias: str | None) -> TaskQuerySet:
-        """Return every row, of the database ``alias``."""
-        return self.get_queryset().using(alias)
-
-    def created_by(self, creator: models.Model) -> TaskQuerySet:
-        """Return the tasks that ``creator``, a saved model instance, asked for."""
-        return self.get_queryset().created_by(creator)
+        return self.get_queryset().using(router.db_for_write(self.model))
 
     def find_available(self, queue: str | None = None) -> TaskQuerySet:
         """Return the rows that may run now, of ``queue``, or of every queue when it is falsy.
@@ -93,14 +89,6 @@ class TaskManager(models.Manager["Task"]):
         mine = self.get_queryset().locked(now).filter(worker_id=rows.this_worker())
         free = app_settings.BACKGROUND_TASK_ASYNC_THREADS - mine.count()
         return ready[:free] if free > 0 else self.get_queryset().none()
-
-    def unlocked(self, now: datetime) -> TaskQuerySet:
-        """Return the rows that nobody runs at ``now``."""
-        return self.get_queryset().unlocked(now)
-
-    def locked(self, now: datetime) -> TaskQuerySet:
-        """Return the rows that somebody runs at ``now``."""
-        return self.get_queryset().locked(now)
 
     def failed(self) -> TaskQuerySet:
         """Return the rows that very old versions left here after their final failure."""
@@ -233,9 +221,7 @@ class Task(rows.Row):
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""
         self.locked_by = self.locked_by or None
         now = timezone.now()
-        if self._state.adding:
-            self.result_id = self.result_id or uuid7()
-            self.enqueued_at = self.enqueued_at or now
+        self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
         if self.locked_by:
             self.state = State.RUNNING
         else:
@@ -335,7 +321,7 @@ class Task(rows.Row):
             task_id=self.id,
             completed_task=completed,
         )
-        if outlives_failure(self.unique_key):
+        if is_declared(self.unique_key):
             self.create_repetition()
         self.delete()
 
@@ -355,6 +341,7 @@ class Task(rows.Row):
             run_at=vendors.now(self.database),
             state=State.FAILED if self.failed_at else State.SUCCESSFUL,
         )
+        completed.identify(result_id=self.result_id)
         completed.save(using=self.database)
         return completed
 
@@ -370,6 +357,7 @@ class Task(rows.Row):
             **{name: getattr(self, name) for name in _REPEATED},
             run_at=run_at,
         )
+        following.identify(unique_key=self.unique_key)
         if self.unique_key:
             # At most one live row may carry the key, and this one lives a moment longer.
             type(self)._base_manager.using(self.database).filter(pk=self.pk).update(unique_key=None)
@@ -403,16 +391,14 @@ _REPEATED = (
     "creator_key",
     "backend",
     "options",
-    "unique_key",
 )
 _COPIED = (
-    *(name for name in _REPEATED if name != "unique_key"),
+    *_REPEATED,
     "attempts",
     "failed_at",
     "last_error",
     "locked_by",
     "locked_at",
-    "result_id",
     "enqueued_at",
     "started_at",
     "worker_id",

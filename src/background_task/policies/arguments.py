@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from typing import Any
 
@@ -112,8 +112,11 @@ def text(argument: str, value: Any, longest: int) -> str | None:
             f"{argument} has {len(value)} characters, at most {longest} can be stored: "
             f"shorten {value[:40]!r}…"
         )
-    if "\x00" in value:
-        raise ArgumentValueError(f"{argument} contains a NUL character; remove it.")
+    if "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ArgumentValueError(
+            f"{argument} contains a character that no database stores, NUL or half of a pair: "
+            f"remove it from {value[:40]!r}."
+        )
     return value
 
 
@@ -140,6 +143,15 @@ def whole_number(argument: str, value: Any, allowed: range) -> int:
             f"{argument} is {value}; it must lie between {allowed.start} and {allowed.stop - 1}."
         )
     return value
+
+
+def flag(argument: str, value: Any) -> bool:
+    """Check a yes or no: True, False, 1, 0 or None."""
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise ArgumentTypeError(
+        f"{argument} must be True or False, not {type(value).__name__} ({value!r:.80})."
+    )
 
 
 def priority(value: Any) -> int:
@@ -169,24 +181,36 @@ def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2)
     """Return ``value`` as the kind of datetime the project stores.
 
     Under ``USE_TZ`` a naive value is read in the project's time zone, with a warning, or refused
-    when ``strict``. Without ``USE_TZ`` an aware value is moved into the project's time zone.
+    when ``strict``. Without ``USE_TZ`` an aware value is moved into the project's time zone. A
+    value that is no date in UTC, such as ``datetime.max`` west of Greenwich, is refused: one
+    database cannot store it, and another could never read it again.
     """
-    if settings.USE_TZ and timezone.is_naive(value):
+    naive = settings.USE_TZ and timezone.is_naive(value)
+    if naive and strict:
+        raise ArgumentValueError(
+            f"{argument} is the naive datetime {value}, which BACKGROUND_TASK_STRICT_DATETIMES "
+            "refuses: pass an aware one, e.g. timezone.now() + timedelta(minutes=5)."
+        )
+    if naive:
         zone = timezone.get_default_timezone_name()
-        if strict:
-            raise ArgumentValueError(
-                f"{argument} is the naive datetime {value}, which BACKGROUND_TASK_STRICT_DATETIMES "
-                "refuses: pass an aware one, e.g. timezone.now() + timedelta(minutes=5)."
-            )
         warnings.warn(
             f"{argument} is the naive datetime {value} while USE_TZ is on; it is read in the time "
             f"zone {zone}. Pass an aware one, e.g. timezone.now() + timedelta(minutes=5).",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )
-        return timezone.make_aware(value, timezone.get_default_timezone())
-    if not settings.USE_TZ and timezone.is_aware(value):
-        return timezone.make_naive(value, timezone.get_default_timezone())
+    try:
+        if naive:
+            value = timezone.make_aware(value, timezone.get_default_timezone())
+        if timezone.is_aware(value):
+            value.astimezone(UTC)
+        if not settings.USE_TZ and timezone.is_aware(value):
+            value = timezone.make_naive(value, timezone.get_default_timezone())
+    except OverflowError:
+        raise ArgumentValueError(
+            f"{argument} is {value}, which lies outside the calendar in UTC: give an earlier or "
+            "later one, or None where nothing limits it."
+        ) from None
     return value
 
 

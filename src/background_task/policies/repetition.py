@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from hashlib import sha1
 
 EVERY = "every:"
 STARTUP = "startup:"
@@ -29,18 +30,23 @@ def next_run(
     return following
 
 
-def chain_key(declared: bool, task_hash: str) -> str:
+def chain_key(task_hash: str, call: str | None = None) -> str:
     """Return the ``unique_key`` of a chain of which there is to be exactly one.
 
-    ``declared`` tells a chain that ``@background(every=…)`` declares from one that a call at the
-    bottom of a ``tasks.py`` asks for.
+    Args:
+        task_hash: of the name and the arguments.
+        call: which call at the bottom of which module asks for the chain; None for the one that
+            ``@background(every=…)`` declares.
     """
-    return f"{EVERY if declared else STARTUP}{task_hash}"
+    if call is None:
+        return f"{EVERY}{task_hash}"
+    return f"{STARTUP}{task_hash}:{sha1(call.encode(), usedforsecurity=False).hexdigest()[:16]}"
 
 
-def outlives_failure(unique_key: str | None) -> bool:
-    """Tell whether the chain goes on after one of its runs has failed for good.
+def is_declared(unique_key: str | None) -> bool:
+    """Tell whether this is the key of a declared chain.
 
-    A declared chain does, since the declaration still stands. The predecessor's chains end.
+    Such a chain goes on after one of its runs has failed for good, since the declaration still
+    stands. The predecessor's chains end.
     """
     return (unique_key or "").startswith(EVERY)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from django.db import models, transaction
+from django.db import IntegrityError, connections, models, transaction
 from django.db.models import F
 
 from background_task import vendors
+from background_task._compat import uuid7
 from background_task.models import CompletedTask, Task
 from background_task.policies.retries import backoff
 from background_task.settings import app_settings
@@ -89,7 +90,20 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
         task.__dict__.update(claimed)
         return verb()
 
-    return persevere(task.database, act, anew)
+    try:
+        return persevere(task.database, act, anew)
+    except IntegrityError:
+        if not _is_in_history(task):
+            raise
+        # A copy that was stored past save(), by bulk_create or SQL, carries the original's id.
+        claimed["result_id"] = uuid7()
+        task.held().update(result_id=claimed["result_id"])
+        return persevere(task.database, act, anew)
+
+
+def _is_in_history(task: Task) -> bool:
+    known = CompletedTask.objects.using(task.database).filter(result_id=task.result_id)
+    return not connections[task.database].in_atomic_block and known.exists()
 
 
 def snapshot(task: models.Model) -> dict[str, Any]:
@@ -104,7 +118,8 @@ def snapshot(task: models.Model) -> dict[str, Any]:
 def set_aside(task: Task, error: str) -> bool:
     """Put off a run whose failure could not be recorded as it should; False when it is not ours.
 
-    No receiver and no method of a project is asked, since one of them is the likely reason.
+    No receiver and no method of a project is asked, since one of them is the likely reason. After
+    the last attempt the row stays where it is, failed, and is not run again.
     """
     delay = backoff(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
     values = {
@@ -113,4 +128,6 @@ def set_aside(task: Task, error: str) -> bool:
         "run_at": vendors.now(task.database) + delay,
         "state": State.SCHEDULED,
     }
+    if task.attempts + 1 >= app_settings.BACKGROUND_TASK_MAX_ATTEMPTS:
+        values["failed_at"] = vendors.now(task.database)
     return bool(task.held().update(locked_by=None, locked_at=None, **values))

@@ -16,6 +16,7 @@ from django.db.models import Count
 from background_task import signals, vendors
 from background_task.api import startup
 from background_task.models import Task
+from background_task.policies.repetition import chain_key
 from background_task.storage import chains
 from background_task.storage.transient import PATIENT, TRANSIENT
 
@@ -73,8 +74,7 @@ class Duties:
     def _keep(self, proxy: TaskProxy, wanted: Task) -> None:
         row, is_new = chains.ensure(
             wanted,
-            declared=True,
-            remove_existing=False,
+            chain_key(wanted.task_hash),
             replace=partial(_declaration_changed, wanted),
             delays=self._delays,
         )

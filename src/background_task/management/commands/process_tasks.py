@@ -17,6 +17,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import close_old_connections, connections, router
 from django.utils import autoreload
 
+from background_task import vendors
 from background_task.exceptions import TaskModuleError
 from background_task.execution.runs import runs
 from background_task.models import Task
@@ -237,11 +238,15 @@ def _require_tables() -> None:
     """Refuse to start without tables, rather than fail at every look; an outage is waited for."""
     using = router.db_for_write(Task)
     try:
-        tables = connections[using].introspection.table_names()
-    except TRANSIENT as error:
+        # The last column that a migration added, so that one which was not run is noticed too.
+        Task.objects.using(using).values("return_value").first()
+    except Exception as error:
+        if vendors.is_missing_table(error):
+            raise CommandError(
+                f"The database {using!r} lacks the table {Task._meta.db_table}, or columns of it: "
+                "run manage.py migrate."
+            ) from error
+        if not isinstance(error, TRANSIENT):
+            raise
         logger.warning("The database %r is unreachable (%s); trying again.", using, error)
-        return
-    if Task._meta.db_table not in tables:
-        raise CommandError(
-            f"The database {using!r} has no table {Task._meta.db_table}: run manage.py migrate."
-        )
+        connections[using].close()
