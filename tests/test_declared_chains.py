@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,18 @@ def test_a_chain_that_cannot_be_kept_stops_neither_the_others_nor_other_duties(
     assert Task.objects.filter(task_name="declared second").exists()
     assert "Could not keep the chain of project.tasks.declared" in caplog.text
     assert "are named 'unknown'" in caplog.text
+
+
+def test_a_declaration_that_cannot_be_stored_neither_ends_the_worker_nor_its_chain(
+    caplog: pytest.LogCaptureFixture, settings: Any
+) -> None:
+    declare(schedule=datetime(2030, 1, 1))
+    with pytest.warns(RuntimeWarning, match="naive"):
+        keep()
+    settings.BACKGROUND_TASK_STRICT_DATETIMES = True
+    Duties(tasks).run_if_due()
+    assert "BACKGROUND_TASK_STRICT_DATETIMES" in caplog.text
+    assert Task.objects.count() == 1
 
 
 def test_a_final_failure_does_not_end_a_declared_chain(settings: Any) -> None:

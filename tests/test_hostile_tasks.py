@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.models.signals import post_save
 from django.test import override_settings
@@ -18,6 +21,7 @@ from background_task import background, signals
 from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks
+from background_task.utils import SignalManager
 from background_task.worker.duties import Duties
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -258,7 +262,7 @@ def test_a_connection_that_a_task_closes_behind_djangos_back_is_made_anew() -> N
     assert tasks.run_next_task()
     background("next")(lambda: None)()
     assert tasks.run_next_task()
-    assert CompletedTask.objects.filter(task_name="next").exists()
+    assert CompletedTask.objects.succeeded().count() == 2
 
 
 @pytest.mark.django_db(transaction=False)
@@ -297,7 +301,7 @@ def test_a_row_that_cannot_be_claimed_is_reported_once_and_passed_over(
     assert tasks.run_next_task()
     assert CompletedTask.objects.get().task_name == "next"
     assert not tasks.run_next_task()
-    assert caplog.text.count(f"The row {bad.pk} of background_task cannot be read") == 1
+    assert caplog.text.count("it cannot be read or locked") == 1
     assert not Task.objects.filter(locked_by__isnull=False).exists()
 
 
@@ -346,3 +350,196 @@ def test_a_row_that_was_taken_over_is_not_renewed() -> None:
     background("hostile")(body)()
     assert tasks.run_next_task()
     assert (Task.objects.get().locked_by, Task.objects.get().last_error) == ("other", "")
+
+
+def test_a_transaction_that_a_task_begins_by_hand_is_rolled_back() -> None:
+    def body() -> None:
+        connection.cursor().execute("BEGIN")
+        Note.objects.create(text="left open")
+
+    background("hostile")(body)()
+    background("next")(lambda: Note.objects.create(text="next"))()
+    assert tasks.run_next_task()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.succeeded().count() == 2
+    assert [note.text for note in Note.objects.all()] == ["next"]
+
+
+def test_a_session_in_which_our_tables_are_gone_is_given_up(vendor: str) -> None:
+    statement = {
+        "sqlite": "PRAGMA query_only = 1",
+        "postgresql": "SET search_path TO nothing",
+        "mysql": "USE mysql",
+    }[vendor]
+    background("hostile")(lambda: connection.cursor().execute(statement))()
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.succeeded().count() == 2
+
+
+def test_a_name_that_differs_in_its_case_is_no_name_of_ours(
+    vendor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = background("hostile")(lambda: None)()
+    Task.objects.filter(pk=bad.pk).update(task_name="HOSTILE")
+    background("next")(lambda: None)()
+    assert tasks.run_next_task()
+    assert not tasks.run_next_task()
+    assert CompletedTask.objects.get().task_name == "next"
+    assert Task.objects.get().locked_by is None
+    assert vendor != "mysql" or "no tasks.py registers exactly this name" in caplog.text
+
+
+def test_a_renewal_does_not_wait_for_a_row_that_the_task_has_locked(vendor: str) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+
+    def renew() -> None:
+        try:
+            runs.renew()
+        finally:
+            connection.close()
+
+    def body() -> None:
+        thread = threading.Thread(target=renew, daemon=True)
+        with transaction.atomic():
+            Task.objects.update(verbose_name="locked")
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive()
+
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.succeeded().exists()
+
+
+def test_an_expired_row_that_a_transaction_holds_delays_no_other(vendor: str) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    held = background("hostile")(lambda: None)(priority=9)
+    Task.objects.update(locked_by="x", locked_at=timezone.now() - timedelta(days=1))
+    background("next")(lambda: None)()
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Task.objects.select_for_update().get(pk=held.pk)
+            locked.set()
+            done.wait(20)
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert locked.wait(20)
+    try:
+        assert tasks.run_next_task()
+        assert CompletedTask.objects.get().task_name == "next"
+        assert not done.is_set()
+    finally:
+        done.set()
+        thread.join(20)
+    assert tasks.run_next_task()
+
+
+def test_a_receiver_may_run_another_task() -> None:
+    second = background("second")(lambda: None)
+
+    def receiver(completed_task: CompletedTask, **kwargs: Any) -> None:
+        if completed_task.task_name == "first":
+            second()
+            connection.close()
+            tasks.run_task("second")
+
+    background("first")(lambda: None)()
+    signals.task_successful.connect(receiver)
+    try:
+        assert tasks.run_next_task()
+    finally:
+        signals.task_successful.disconnect(receiver)
+    assert "close" not in vars(connection)
+    assert sorted(CompletedTask.objects.values_list("task_name", "failed_at")) == [
+        ("first", None),
+        ("second", None),
+    ]
+
+
+def test_a_claim_in_doubt_is_settled_when_the_worker_ends() -> None:
+    background("hostile")(lambda: None)()
+    lost = []
+
+    def lose(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if sql.startswith("UPDATE") and not lost:
+            lost.append(sql)
+            raise OperationalError("gone away")
+        return result
+
+    with connection.execute_wrapper(lose):
+        call_command("process_tasks", duration=1, sleep=60)
+    assert lost
+    assert Task.objects.get().locked_by is None
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_task_that_is_claimed_while_the_worker_is_asked_to_stop_does_not_begin(
+    times: int,
+) -> None:
+    background("hostile")(lambda: None)()
+    manager = SignalManager()
+
+    def ask(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("UPDATE") and not manager.kill_now:
+            for _ in range(times):
+                manager.exit_gracefully(None, None)
+        return execute(sql, *args)
+
+    try:
+        with connection.execute_wrapper(ask):
+            assert not tasks.run_next_task()
+    finally:
+        manager.restore()
+    assert not CompletedTask.objects.exists()
+    assert (Task.objects.get().locked_by, Task.objects.get().attempts) == (None, 0)
+
+
+def test_a_worker_inside_a_worker_leaves_the_signals_to_the_outer_one() -> None:
+    outer = SignalManager()
+    try:
+        SignalManager().restore()
+        assert SignalManager._active is outer
+    finally:
+        outer.restore()
+
+
+@pytest.mark.django_db(transaction=False)
+def test_a_block_that_a_task_never_leaves_ends_with_it_in_a_test_case_too() -> None:
+    def body() -> None:
+        transaction.atomic().__enter__()
+        Note.objects.create(text="left open")
+
+    depth = len(connection.savepoint_ids)
+    background("hostile")(body)()
+    assert tasks.run_next_task()
+    assert len(connection.savepoint_ids) == depth
+    assert not Note.objects.exists()
+    with transaction.atomic():
+        Note.objects.create(text="and on")
+
+
+def test_the_lease_is_renewed_while_receivers_of_an_error_run() -> None:
+    renewed = []
+
+    def receiver(**kwargs: Any) -> None:
+        before = Task.objects.get().locked_at
+        runs.renew()
+        renewed.append(Task.objects.get().locked_at > before)
+
+    background("hostile")(lambda: raise_it(ValueError()))()
+    signals.task_error.connect(receiver)
+    try:
+        assert tasks.run_next_task()
+    finally:
+        signals.task_error.disconnect(receiver)
+    assert renewed == [True]
+    assert Task.objects.get().attempts == 1

@@ -87,12 +87,17 @@ def _kept_open(connection: BaseDatabaseWrapper) -> Iterator[None]:
         nonlocal asked
         asked = True
 
-    connection.close = close  # type: ignore[method-assign]
+    outer = vars(connection).get("close")  # a receiver may run another task
+    vars(connection)["close"] = close
     try:
         yield
     finally:
-        del connection.close
-        if asked:
+        del vars(connection)["close"]
+        if outer is not None:
+            vars(connection)["close"] = outer
+        if asked and outer is not None:
+            outer()
+        elif asked:
             transaction.on_commit(connection.close, using=connection.alias)
 
 

@@ -25,15 +25,15 @@ from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
 from background_task.execution.call import call
 from background_task.execution.connections import undisturbed
 from background_task.execution.pool import PoolRunner
-from background_task.execution.runs import runs
+from background_task.execution.runs import Run, runs
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 from background_task.states import State
 from background_task.storage import claim, finish
-from background_task.storage.transient import TRANSIENT
-from background_task.utils import ForcedStop
+from background_task.storage.transient import TRANSIENT, afresh, disconnect
+from background_task.utils import ForcedStop, SignalManager
 
 __all__ = [
     "BackgroundTaskError",
@@ -61,10 +61,10 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     and a stored row with the same name and arguments, if there is one, counts as what was run.
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
-    with undisturbed():
-        signals.announce(signals.task_started, Task)
     run = runs.begin(task)
     try:
+        with undisturbed():
+            signals.announce(signals.task_started, Task)
         if isinstance(task, Task):
             args, kwargs = task.params()
         else:
@@ -72,14 +72,12 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
             run = runs.begin(task)
         with undisturbed():
             call(_function_of(proxy_task), args, kwargs, run)
-        run.end()
-        _record_success(task)
+        _record_success(task, run)
     except ForcedStop:
         run.hand_back()
         raise
     except BaseException as error:
-        run.end()
-        _record_failure(proxy_task, task, error)
+        _record_failure(proxy_task, task, error, run)
     finally:
         runs.end(task)
         with undisturbed():
@@ -99,7 +97,8 @@ def _function_of(proxy_task: Any) -> Callable[..., Any]:
     return function
 
 
-def _record_success(task: Task | None) -> None:
+def _record_success(task: Task | None, run: Run) -> None:
+    run.end()
     if task is None:
         return
     if finish.succeed(task) is None:
@@ -108,7 +107,7 @@ def _record_success(task: Task | None) -> None:
         logger.info("Ran task and deleting %s", task)
 
 
-def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) -> None:
+def _record_failure(proxy_task: Any, task: Task | None, error: BaseException, run: Run) -> None:
     """Log, announce and store that a run failed; called while ``error`` is being handled."""
     name = task or getattr(proxy_task, "name", proxy_task)
     logger.error("Rescheduling %s", name, exc_info=error)
@@ -118,6 +117,7 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException) ->
     before = finish.snapshot(task)
     with undisturbed():
         signals.announce(signals.task_error, type(error), task=task)
+    run.end()
     edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
     try:
         if not finish.fail(task, error, error.__traceback__, edits):
@@ -205,12 +205,15 @@ class DBTaskRunner:
         if app_settings.BACKGROUND_TASK_RUN_ASYNC and tasks._pool_runner.free <= 0:
             return None
         try:
-            return claim.claim_next(tasks._tasks.keys(), queue, self.worker_name)
+            return afresh(
+                router.db_for_write(Task),
+                lambda: claim.claim_next(tasks._tasks.keys(), queue, self.worker_name),
+            )
         except TRANSIENT as error:
             logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
             using = router.db_for_write(Task)
             if not connections[using].in_atomic_block:
-                connections[using].close()
+                disconnect(using)
             return None
 
     def run_task(self, tasks: Tasks, task: Task) -> None:
@@ -221,6 +224,10 @@ class DBTaskRunner:
     def run_next_task(self, tasks: Tasks, queue: str | None = None) -> bool:
         """Take and run one task; False when there was none."""
         task = self.get_task_to_run(tasks, queue)
+        if task and SignalManager.is_stopping():  # it was asked to stop during the claim
+            runs.begin(task).hand_back()
+            runs.end(task)
+            return False
         if task:
             self.run_task(tasks, task)
             return True

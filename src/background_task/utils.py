@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 TTW_SLOW = [0.5, 1.5]
 TTW_FAST = [0.0, 0.1]
@@ -40,17 +41,22 @@ class SignalManager:
 
     _active: SignalManager | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, on_force: Callable[[], None] | None = None) -> None:
+        self._on_force = on_force
         self._interrupt: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
+        self._outer = SignalManager._active
+        self._open_wake()
+        if threading.current_thread() is threading.main_thread():
+            self._install()
+            SignalManager._active = self
+
+    def _open_wake(self) -> None:
         # A handler may not touch a lock that the interrupted code could hold, so it wakes the loop
         # through a socket. (On Windows select() takes nothing else.)
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        if threading.current_thread() is threading.main_thread():
-            self._install()
-            SignalManager._active = self
 
     def _install(self) -> None:
         stopping = ["SIGTERM", "SIGINT", "SIGBREAK" if sys.platform == "win32" else "SIGTSTP"]
@@ -67,23 +73,36 @@ class SignalManager:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
         if SignalManager._active is self:
-            SignalManager._active = None
+            SignalManager._active = self._outer
         for end in (self._wake_read, self._wake_write):
             with suppress(OSError):  # a task may have closed every file it found
                 end.close()
 
     def exit_gracefully(self, signum: int | None, frame: FrameType | None) -> None:
-        """Ask the loop to stop after the task that runs; the second time, at once."""
+        """Ask the loop to stop after the task that runs; the second time, at once.
+
+        ``on_force`` is then called in a thread of its own.
+        """
         if signum is not None:
             self.signum = signum
+        if self.kill_now and not self.force_now and self._on_force is not None:
+            # Not threading.Thread: its locks may be held by what this handler interrupts.
+            _thread.start_new_thread(self._on_force, ())
         self.force_now = self.kill_now
         self.kill_now = True
         self.wake()
-        if self._interrupt is not None and not self.force_now:
+        if self._interrupt is None:
+            return
+        if not self.force_now:
             say(STOPPING)
-        if self.force_now and self._interrupt is not None:
-            interrupt, self._interrupt = self._interrupt, _raise_forced_stop
-            interrupt()
+            return
+        interrupt, self._interrupt = self._interrupt, _raise_forced_stop
+        interrupt()
+
+    @classmethod
+    def is_stopping(cls) -> bool:
+        """Tell whether the process was asked to stop, and so has to begin nothing."""
+        return cls._active is not None and cls._active.kill_now
 
     @classmethod
     def is_forced(cls) -> bool:
@@ -101,9 +120,15 @@ class SignalManager:
 
     def wait(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until a signal or :meth:`wake`."""
-        ready, _, _ = select.select([self._wake_read], [], [], min(max(seconds, 0), LONGEST_WAIT))
-        if ready:
-            self._wake_read.recv(4096)
+        seconds = min(max(seconds, 0), LONGEST_WAIT)
+        try:
+            ready, _, _ = select.select([self._wake_read], [], [], seconds)
+            if ready:
+                self._wake_read.recv(4096)
+        except (OSError, ValueError):  # a task has closed every file it found
+            for end in (self._wake_read, self._wake_write):
+                end.detach()  # its number may belong to another file by now
+            self._open_wake()
 
     def wake(self) -> None:
         """End :meth:`wait` now; safe from any thread and from a signal handler."""
@@ -142,6 +167,8 @@ def interruptible(interrupt: Callable[[], None] = _raise_forced_stop) -> Iterato
         return
     before, manager._interrupt = manager._interrupt, interrupt
     try:
+        if manager.force_now:
+            raise ForcedStop
         yield
     finally:
         manager._interrupt = before
@@ -172,6 +199,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, whatever its threads do; what was printed is not lost."""
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def exit_code(signum: int | None) -> int:

@@ -51,14 +51,27 @@ def is_missing_table(error: Exception) -> bool:
 def is_closed(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether somebody closed the driver's connection without Django's knowledge.
 
-    Only SQLite's driver answers that with an error that looks like a mistake in a statement.
+    PostgreSQL's driver need not be asked: it answers like a lost connection, which is made anew.
     """
+    driver = connection.connection
     if connection.vendor == "sqlite":
         try:
-            connection.connection.total_changes  # noqa: B018 - it raises
+            driver.total_changes  # noqa: B018 - it raises
         except sqlite3.ProgrammingError:
             return True
-    return False
+    return connection.vendor == "mysql" and not driver.open
+
+
+def may_be_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a transaction may be open that Django does not know of: somebody wrote BEGIN.
+
+    The driver knows, without asking the server; MySQL's does not tell, so there it may always be.
+    """
+    if connection.vendor == "sqlite":
+        return bool(connection.connection.in_transaction)
+    if connection.vendor == "postgresql":
+        return bool(connection.connection.info.transaction_status)  # 0 is idle
+    return True
 
 
 def begin_write(using: str, table: str) -> None:

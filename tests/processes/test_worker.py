@@ -107,19 +107,88 @@ def test_a_task_longer_than_the_lease_runs_once_however_many_workers_there_are(
     assert (done.run_at - done.locked_at).total_seconds() >= 5, "it tells when the run began"
 
 
-@pytest.mark.parametrize("how", ["return", "raise"])
-def test_a_child_that_a_task_forks_and_forgets_does_not_become_a_worker(
-    worker: Callable[..., Child], how: str
+def test_a_task_that_saves_its_own_row_after_a_renewal_is_recorded(
+    worker: Callable[..., Child],
 ) -> None:
-    enqueue("fork", how)
+    enqueue("saving_its_row", 2)
+    worker(TEST_MAX_RUN_TIME="1.5")
+    done = wait_until(CompletedTask.objects.first)
+    assert (done.attempts, done.verbose_name) == (1, "half way")
+    assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("how", [("return", 0), ("raise", 1), ("exit", 7)])
+def test_a_child_that_a_task_forks_and_forgets_does_not_become_a_worker(
+    worker: Callable[..., Child], how: tuple[str, int]
+) -> None:
+    enqueue("fork", how[0])
     child = worker()
-    wait_until(noted("parent"))
+    wait_until(noted(f"child left with {how[1]}"))
     wait_until(CompletedTask.objects.exists)
     assert CompletedTask.objects.get().attempts == 1
     child.send(signal.SIGTERM)
     assert child.wait() == 0
     with pytest.raises(ProcessLookupError):
         os.killpg(child.process.pid, 0)
+
+
+def test_a_child_that_an_async_task_forks_does_not_live_on(worker: Callable[..., Child]) -> None:
+    enqueue("fork_async")
+    child = worker()
+    wait_until(noted("parent"))
+    wait_until(CompletedTask.objects.exists)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.process.pid, 0)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize(
+    "name", ["blocking_async", "thread_of_async", "stubborn_async", "threads_of_its_own"]
+)
+def test_a_second_signal_ends_the_process_whatever_the_task_waits_for(
+    worker: Callable[..., Child], name: str, threads: bool
+) -> None:
+    enqueue(name, "long", 60)
+    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when what runs has ended" in child.text())
+    child.send(signal.SIGINT)
+    assert child.wait(timeout=20) == 128 + signal.SIGINT, child.text()
+    row = Task.objects.get()
+    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
+    assert "Traceback" not in child.text()
+
+
+def test_a_second_signal_ends_the_process_although_the_database_is_locked(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("only SQLite locks the whole database")
+    for number in range(2):
+        enqueue("slow", f"task {number}", 60)
+    child = worker(TEST_RUN_ASYNC="1")
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        child.send(signal.SIGTERM)
+        wait_until(lambda: "Stopping when what runs has ended" in child.text())
+        child.send(signal.SIGINT)
+        assert child.wait(timeout=20) == 128 + signal.SIGINT, child.text()
+        cursor.execute("ROLLBACK")
+    assert "Traceback" not in child.text()
+
+
+def test_a_task_that_closes_every_file_does_not_end_the_worker(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("closing_files")
+    worker()
+    wait_until(lambda: CompletedTask.objects.exists() or Task.objects.filter(attempts=1))
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
 
 
 def test_a_process_that_a_task_starts_can_be_terminated(worker: Callable[..., Child]) -> None:

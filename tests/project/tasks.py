@@ -1,11 +1,14 @@
 """Tasks that run in the child processes of the tests; each says what it does in a note."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from background_task import background
+from background_task.models import Task
 from project.models import Note
 
 
@@ -33,6 +36,53 @@ async def slow_async(text, seconds=1.0):
 
 
 @background
+def saving_its_row(seconds):
+    row = Task.objects.get(task_name="project.tasks.saving_its_row")
+    time.sleep(seconds)
+    row.verbose_name = "half way"
+    row.save()
+
+
+@background
+async def blocking_async(text, seconds):
+    await Note.objects.acreate(text=f"{text} begins")
+    time.sleep(seconds)
+
+
+@background
+async def thread_of_async(text, seconds):
+    await Note.objects.acreate(text=f"{text} begins")
+    await asyncio.to_thread(time.sleep, seconds)
+
+
+@background
+async def stubborn_async(text, seconds):
+    await Note.objects.acreate(text=f"{text} begins")
+    for _ in range(seconds):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+
+@background
+def threads_of_its_own(text, seconds):
+    Note.objects.create(text=f"{text} begins")
+    with ThreadPoolExecutor() as threads:
+        threads.submit(time.sleep, seconds)
+
+
+@background
+def closing_files():
+    os.closerange(3, 64)
+
+
+@background
+async def fork_async():
+    if child := os.fork():
+        os.waitpid(child, 0)
+        await Note.objects.acreate(text="parent")
+
+
+@background
 def fork(how):
     """Come back twice, or have a child that waits to be ended."""
     if how == "process":
@@ -43,10 +93,12 @@ def fork(how):
         Note.objects.create(text=f"child ended by {child.exitcode}")
         return
     if child := os.fork():
-        os.waitpid(child, 0)
-        Note.objects.create(text="parent")
+        _, status = os.waitpid(child, 0)
+        Note.objects.create(text=f"child left with {os.waitstatus_to_exitcode(status)}")
     elif how == "raise":
         raise ValueError("in the child")
+    elif how == "exit":
+        raise SystemExit(7)
 
 
 @background

@@ -109,6 +109,11 @@ class TaskProxy:
             remove_existing,
         )
 
+    @property
+    def declared_hash(self) -> str:
+        """The ``task_hash`` of the chain that ``every`` declares."""
+        return arguments.fingerprint(self.name, arguments.serialize((), {}))
+
     def declared_task(self) -> Task:
         """Return the unsaved row of the chain that ``every`` declares."""
         task = Task.objects.new_task(

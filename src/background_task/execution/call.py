@@ -13,7 +13,7 @@ from typing import Any
 from asgiref.sync import async_to_sync, iscoroutinefunction
 
 from background_task.execution.runs import Run
-from background_task.utils import ForcedStop, SignalManager, interruptible
+from background_task.utils import ForcedStop, SignalManager, interruptible, leave
 
 # Time for a coroutine to tidy up, in seconds.
 BETWEEN_CANCELLATIONS = 1.0
@@ -41,7 +41,12 @@ def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None
 def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None:
     async def body() -> None:
         run.cancel = _canceller(asyncio.get_running_loop(), asyncio.current_task())
-        await function(*args, **kwargs)
+        process = os.getpid()
+        try:
+            await function(*args, **kwargs)
+        finally:
+            if os.getpid() != process:
+                _leave()
 
     def stop() -> None:
         if run.cancel is None:
@@ -85,10 +90,10 @@ def _leave() -> None:
     It would record the outcome a second time, over a connection that belongs to its parent, and go
     on as a second worker.
     """
-    failed = sys.exc_info()[0] is not None
-    if failed:
+    error = sys.exception()
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
         traceback.print_exc()
-    with suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(1 if failed else 0)
+    leave(code)

@@ -19,8 +19,8 @@ def undisturbed() -> Iterator[None]:
     it. Where the caller is inside an atomic block already, as in a ``TestCase``, the block stays
     usable: what the code has done is kept, or, when it broke the transaction, undone.
     """
-    savepoints = {
-        connection.alias: _savepoint(connection)
+    blocks = {
+        connection.alias: _Block(connection)
         for connection in connections.all(initialized_only=True)
         if connection.in_atomic_block
     }
@@ -29,26 +29,36 @@ def undisturbed() -> Iterator[None]:
     finally:
         for connection in connections.all(initialized_only=True):
             with suppress(Exception):
-                if connection.alias in savepoints:
-                    _mend(connection, savepoints[connection.alias])
+                if connection.alias in blocks:
+                    blocks[connection.alias].mend()
                 elif connection.connection is not None:
                     _close_what_is_open(connection)
 
 
-def _savepoint(connection: BaseDatabaseWrapper) -> str | None:
-    with suppress(Exception):
-        return connection.savepoint()
-    return None  # the block is broken already: it is its owner's affair
+class _Block:
+    """The atomic block that the caller is in, with a savepoint to go back to."""
 
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+        self._depths = len(connection.atomic_blocks), len(connection.savepoint_ids)
+        self._savepoint = None
+        with suppress(Exception):  # broken already: that is its owner's affair
+            self._savepoint = connection.savepoint()
 
-def _mend(connection: BaseDatabaseWrapper, savepoint: str | None) -> None:
-    if savepoint is None:
-        return
-    if connection.needs_rollback or not connection.is_usable():
-        connection.needs_rollback = False
-        connection.savepoint_rollback(savepoint)
-    else:
-        connection.savepoint_commit(savepoint)
+    def mend(self) -> None:
+        connection = self._connection
+        if self._savepoint is None:
+            return
+        depths = len(connection.atomic_blocks), len(connection.savepoint_ids)
+        if depths != self._depths:
+            del connection.atomic_blocks[self._depths[0] :]
+            del connection.savepoint_ids[self._depths[1] :]
+            connection.needs_rollback = True
+        if connection.needs_rollback or not connection.is_usable():
+            connection.needs_rollback = False
+            connection.savepoint_rollback(self._savepoint)
+        else:
+            connection.savepoint_commit(self._savepoint)
 
 
 def _close_what_is_open(connection: BaseDatabaseWrapper) -> None:
@@ -60,7 +70,12 @@ def _close_what_is_open(connection: BaseDatabaseWrapper) -> None:
         connection.connect()
     elif vendors.is_closed(connection):
         connection.close()
-    elif connection.settings_dict["AUTOCOMMIT"] and not connection.autocommit:
-        with suppress(Exception):
-            connection.rollback()
-        connection.close()
+    elif not connection.settings_dict["AUTOCOMMIT"]:
+        return
+    elif not connection.autocommit or vendors.may_be_in_transaction(connection):
+        try:
+            connection.connection.rollback()
+        except Exception:
+            connection.close()
+        if not connection.autocommit:
+            connection.close()

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from django.db import connections
 
@@ -21,6 +22,7 @@ from background_task.utils import hold_off_signals
 logger = logging.getLogger("background_task.tasks")
 
 LONGEST_INTERVAL = 60.0
+LONGEST_RENEWAL = 1.0
 
 
 class Run:
@@ -36,22 +38,33 @@ class Run:
         self._lock = threading.Lock()
 
     def renew(self) -> None:
-        """Renew the lease, unless the body has ended: then the outcome is being written."""
+        """Renew the lease, unless the outcome is being written."""
         with self._lock:
             if self.task is not None and not self._is_over:
                 leases.renew(self.task)
 
     def end(self) -> None:
-        """Let no renewal come between the end of the body and the record of its outcome."""
-        with self._lock:
-            self._is_over = True
+        """Begin no renewal any more: the outcome is about to be written.
+
+        One that is on its way is waited for, but not for long: it may itself be waiting for what
+        this thread has locked in the database.
+        """
+        self._is_over = True
+        if self._lock.acquire(timeout=LONGEST_RENEWAL):
+            self._lock.release()
 
     def hand_back(self) -> None:
-        """Give the row up and end what can be ended."""
-        with self._lock:
-            self._is_over = True
+        """Give the row up and end what can be ended. It is not an error when that fails."""
+        self.end()
+        try:
             if self.task is not None and leases.hand_back(self.task):
                 logger.warning("Handed back %s, which had not finished", self.task)
+        except Exception as error:
+            logger.warning(
+                "%s could not be handed back and stays locked until MAX_RUN_TIME is over: %s",
+                self.task,
+                error,
+            )
         if self.cancel is not None:
             self.cancel()
 
@@ -75,7 +88,7 @@ class Runs:
             return Run(None)
         with self._lock:
             run = self._runs.setdefault(id(task), Run(task))
-            if self._keeper is None:
+            if self._keeper is None or not self._keeper.is_alive():
                 self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
                 self._keeper.start()
             self._begun.set()
@@ -112,9 +125,8 @@ class Runs:
         while True:
             self._begun.wait()
             pause.wait(min(app_settings.BACKGROUND_TASK_MAX_RUN_TIME / 4, LONGEST_INTERVAL))
-            try:
-                self.renew()
-            finally:
+            self.renew()
+            with suppress(Exception):
                 connections.close_all()  # this thread's own
 
 

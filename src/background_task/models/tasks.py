@@ -193,9 +193,9 @@ class Task(rows.Row):
 
     objects = TaskManager()
 
-    # The times that ``locked_at`` may have in the database since the lease was renewed, if it was;
-    # the attribute keeps the time at which the run began. See storage/leases.py.
-    leases: tuple[datetime, ...] = ()
+    # When the lease was last renewed, if it was; ``locked_at`` keeps telling when the run began.
+    # See storage/leases.py.
+    leased_at: datetime | None = None
 
     class Meta:
         db_table = "background_task"
@@ -264,7 +264,11 @@ class Task(rows.Row):
 
     def held(self) -> TaskQuerySet:
         """Return the row as a queryset: empty when it was deleted or handed to another run."""
-        locked_at = Q(locked_at__in=self.leases) if self.leases else Q(locked_at=self.locked_at)
+        if self.leased_at is None:
+            locked_at = Q(locked_at=self.locked_at)
+        else:
+            # Any time in between, too: a task that saves its own row puts an older one back.
+            locked_at = Q(locked_at__range=(self.locked_at, self.leased_at))
         rows = TaskQuerySet(type(self), using=self.database)
         return rows.filter(locked_at, pk=self.pk, locked_by=self.locked_by, epoch=self.epoch)
 

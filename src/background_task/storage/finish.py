@@ -130,4 +130,7 @@ def set_aside(task: Task, error: str) -> bool:
     }
     if task.attempts + 1 >= app_settings.BACKGROUND_TASK_MAX_ATTEMPTS:
         values["failed_at"] = vendors.now(task.database)
-    return bool(task.held().update(locked_by=None, locked_at=None, **values))
+    free = {"locked_by": None, "locked_at": None}
+    return persevere(
+        task.database, "put off a task", lambda: bool(task.held().update(**free, **values))
+    )

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from django.db import models
+from django.db import connections, models, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce
 
 from background_task import vendors
 from background_task.models import Task
 from background_task.states import State
-from background_task.storage.transient import persevere
+from background_task.storage.transient import HURRIED, persevere
 
 
 def renew(task: Task) -> bool:
-    """Make the lock of a run that goes on as fresh as a new one; False when the run is not ours.
+    """Make the lock of a run that goes on as fresh as a new one; False when that cannot be.
 
-    ``task.locked_at`` keeps telling when the run began. When the database does not answer, it may
-    or may not have stored the new time: from then on the run is recognised by either.
+    It does not wait for a row that is locked in a transaction: that may be the transaction of the
+    task itself, and while it lasts nobody can take the row anyway. ``task.locked_at`` keeps telling
+    when the run began.
     """
     if task.locked_at is None:
         return False  # a row that was run without being locked
-    now = vendors.now(task.database)
+    using = task.database
+    now = vendors.now(using)
     held = task.held()
-    before = task.leases
-    task.leases = (*before, task.locked_at, now)
-    renewed = held.update(locked_at=now)
-    task.leases = (now,) if renewed else before
-    return bool(renewed)
+    # Before the statement: when the answer is lost, or late, the run is recognised either way.
+    task.leased_at = now
+    with transaction.atomic(using=using):
+        if connections[using].features.has_select_for_update_skip_locked:
+            free = held.select_for_update(skip_locked=True).values_list("pk", flat=True)
+            if not list(free):
+                return False
+        return bool(held.update(locked_at=now))
 
 
 def hand_back(task: Task) -> bool:
     """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
-    return persevere(task.database, "hand back a task", lambda: bool(release(task.held())))
+    return persevere(task.database, "hand back a task", lambda: bool(release(task.held())), HURRIED)
 
 
 def release(rows: models.QuerySet[Task]) -> int:

@@ -6,9 +6,16 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
-from django.db import InterfaceError, InternalError, OperationalError, connections
+from django.db import (
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+)
 
 from background_task import vendors
 
@@ -39,11 +46,31 @@ def persevere(
         if connections[using].in_atomic_block:
             break
         try:
-            return verb()
+            return afresh(using, verb)
         except TRANSIENT as error:
             if vendors.is_missing_table(error):
                 raise
             logger.warning("Could not %s, trying again: %s", act, str(error).strip() or repr(error))
-            connections[using].close()  # whatever state it is in, the next one is fresh
+            disconnect(using)  # whatever state it is in, the next one is fresh
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
-    return verb()
+    return afresh(using, verb)
+
+
+def afresh(using: str, verb: Callable[[], Result]) -> Result:
+    """Return ``verb()``; when the session refuses it, try once more in a new one.
+
+    A task may leave a role, a search path, or another database behind in the session.
+    """
+    try:
+        return verb()
+    except ProgrammingError:
+        if connections[using].in_atomic_block:
+            raise
+        disconnect(using)
+        return verb()
+
+
+def disconnect(using: str) -> None:
+    """Close the connection; one that is broken already may complain."""
+    with suppress(Exception):
+        connections[using].close()

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.db import connections, router
+from django.db import router
 from django.db.models import Count
 
 from background_task import signals, vendors
@@ -18,7 +18,7 @@ from background_task.api import startup
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
 from background_task.storage import chains
-from background_task.storage.transient import PATIENT, TRANSIENT
+from background_task.storage.transient import PATIENT, TRANSIENT, disconnect
 
 if TYPE_CHECKING:
     from background_task.api.proxy import TaskProxy
@@ -55,7 +55,7 @@ class Duties:
             duty()
         except TRANSIENT as error:
             logger.warning("Could not %s; it must wait for the database: %s", what, error)
-            connections[router.db_for_write(Task)].close()
+            disconnect(router.db_for_write(Task))
             self._delays = ()  # enough patience for this time: tasks are waiting
             self._next = time.monotonic() + AFTER_A_FAILURE
         except Exception:
@@ -66,12 +66,12 @@ class Duties:
         declared = set()
         for proxy in self._tasks._tasks.values():
             if getattr(proxy, "every", 0):
-                wanted = proxy.declared_task()
-                declared.add(wanted.task_hash)
-                self._try(f"keep the chain of {proxy.name}", partial(self._keep, proxy, wanted))
+                declared.add(proxy.declared_hash)
+                self._try(f"keep the chain of {proxy.name}", partial(self._keep, proxy))
         self._try("end chains that are no longer declared", partial(self._end, declared))
 
-    def _keep(self, proxy: TaskProxy, wanted: Task) -> None:
+    def _keep(self, proxy: TaskProxy) -> None:
+        wanted = proxy.declared_task()
         row, is_new = chains.ensure(
             wanted,
             chain_key(wanted.task_hash),

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import close_old_connections, connections, router
@@ -21,12 +22,25 @@ from background_task import vendors
 from background_task.exceptions import TaskModuleError
 from background_task.execution.runs import runs
 from background_task.models import Task
-from background_task.storage.transient import TRANSIENT
+from background_task.storage import claim
+from background_task.storage.transient import HURRIED, TRANSIENT, persevere
 from background_task.tasks import autodiscover, tasks
-from background_task.utils import STOPPING, TTW_FAST, ForcedStop, SignalManager, exit_code, say
+from background_task.utils import (
+    STOPPING,
+    TTW_FAST,
+    ForcedStop,
+    SignalManager,
+    exit_code,
+    hold_off_signals,
+    leave,
+    say,
+)
 from background_task.worker.duties import Duties
 
 logger = logging.getLogger(__name__)
+
+# How long a forced stop waits for what runs to give way, and again for the database, in seconds.
+GRACE = 2.0
 
 
 class _LogWriter:
@@ -135,11 +149,15 @@ class Command(BaseCommand):
         if options.get("dev"):
             self._handle_in_reloader(*args, **options)
             return
-        self.sig_manager = SignalManager()
+        owns_process = getattr(self, "_called_from_command_line", False)
+        self.sig_manager = SignalManager(self._leave_soon if owns_process else None)
         try:
             self.run(*args, **options)
         finally:
-            self.sig_manager.restore()
+            # A process that is ending anyway keeps the handlers: by default, a signal that comes a
+            # moment too late would turn a graceful stop into a kill.
+            if not owns_process:
+                self.sig_manager.restore()
 
     def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
@@ -196,10 +214,34 @@ class Command(BaseCommand):
             self._drain()
             logger.info("Stopped; no task was left running")
         except ForcedStop:
-            sys.exit(exit_code(self.sig_manager.signum))
+            runs.hand_back()
+            self._exit(exit_code(self.sig_manager.signum))
+        except BaseException:
+            runs.hand_back()
+            raise
         finally:
             self._tasks._pool_runner.on_free = _nothing
             self._tasks._pool_runner.close()
+            _settle_doubts()
+
+    def _exit(self, code: int) -> NoReturn:
+        """Stop at once; what a task has left running in threads would hold the process up."""
+        others = set(threading.enumerate()) - {threading.main_thread()}
+        if getattr(self, "_called_from_command_line", False) and any(
+            not thread.daemon for thread in others
+        ):
+            leave(code)
+        sys.exit(code)
+
+    def _leave_soon(self) -> None:
+        """End the process soon after a second signal, whether or not the main thread gets to it."""
+        hold_off_signals()
+        time.sleep(GRACE)
+        with suppress(RuntimeError):  # the interpreter is ending already
+            handing_back = threading.Thread(target=runs.hand_back, daemon=True)
+            handing_back.start()
+            handing_back.join(GRACE)
+        leave(exit_code(self.sig_manager.signum))
 
     def _pause(self) -> None:
         """Rest between two tasks, when SIGUSR2 asked for it; at the fast pace there is no rest."""
@@ -218,8 +260,14 @@ class Command(BaseCommand):
                 said = True
                 say(STOPPING)
             if getattr(self.sig_manager, "force_now", False):
-                runs.hand_back()
                 raise ForcedStop
+
+
+def _settle_doubts() -> None:
+    try:
+        persevere(router.db_for_write(Task), "unlock a row", claim.settle_doubts, HURRIED)
+    except Exception as error:
+        logger.warning("A row may stay locked until MAX_RUN_TIME is over: %s", error)
 
 
 def _nothing() -> None:
