@@ -78,6 +78,11 @@ class SignalManager:
             with suppress(OSError):  # a task may have closed every file it found
                 end.close()
 
+    def ignore(self) -> None:
+        """Ignore from now on what was handled; the interpreter would restore the defaults."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
     def exit_gracefully(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask the loop to stop after the task that runs; the second time, at once.
 

@@ -181,6 +181,20 @@ def test_a_second_signal_ends_the_process_although_the_database_is_locked(
     assert "Traceback" not in child.text()
 
 
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_that_comes_while_the_process_ends_does_not_kill_it(
+    worker: Callable[..., Child], number: signal.Signals
+) -> None:
+    enqueue("note", "awake")
+    child = worker()
+    wait_until(noted("awake"))
+    child.send(number)
+    while child.process.poll() is None:
+        child.send(number)
+        time.sleep(0.002)
+    assert child.wait() == 0, child.text()
+
+
 def test_a_task_that_closes_every_file_does_not_end_the_worker(
     worker: Callable[..., Child],
 ) -> None:

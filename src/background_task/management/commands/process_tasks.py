@@ -154,9 +154,11 @@ class Command(BaseCommand):
         try:
             self.run(*args, **options)
         finally:
-            # A process that is ending anyway keeps the handlers: by default, a signal that comes a
-            # moment too late would turn a graceful stop into a kill.
-            if not owns_process:
+            if owns_process:
+                # A signal that comes a moment too late must not turn a graceful stop into a kill.
+                # Until then the handlers stay: threads of the project may keep the process alive.
+                atexit.register(self.sig_manager.ignore)
+            else:
                 self.sig_manager.restore()
 
     def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
