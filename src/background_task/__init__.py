@@ -17,7 +17,7 @@ __version__ = "2.0.0a1"
 
 default_app_config = "background_task.apps.BackgroundTasksAppConfig"
 
-__all__ = ["__version__", "background", "default_app_config"]
+__all__ = ["__version__", "background", "current_task", "default_app_config", "task"]
 
 
 @overload
@@ -29,6 +29,7 @@ def background(
     queue: str | None = None,
     remove_existing_tasks: bool = False,
     every: float | timedelta | None = None,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], TaskProxy]: ...
 def background(*args: Any, **kwargs: Any) -> Any:
     """Mark a function as a background task.
@@ -39,3 +40,23 @@ def background(*args: Any, **kwargs: Any) -> Any:
     from background_task.tasks import tasks
 
     return tasks.background(*args, **kwargs)
+
+
+def current_task() -> Any:
+    """Return the ``TaskContext`` of the task that runs here; None outside a task."""
+    from background_task.api.context import current_task
+
+    return current_task()
+
+
+def task(*args: Any, **kwargs: Any) -> Any:
+    """Django's ``@task`` with the options of this package, on every supported version of Django.
+
+    See :func:`background_task.api.definitions.task`. It loads no model.
+    """
+    from background_task.api.aliases import require_tasks
+
+    require_tasks()
+    from background_task.api.definitions import task
+
+    return task(*args, **kwargs)

@@ -1,4 +1,8 @@
-"""What differs between the supported versions of Python; nothing else looks at a version."""
+"""What differs between the supported versions of Python and Django; nothing else looks at one.
+
+Django 6 has ``django.tasks``. On Django 5.2 the package ``django-tasks``, from which it came, takes
+its place where it is installed; ``HAS_TASKS`` tells. Where both are installed, Django has its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,42 @@ import os
 import sys
 import time
 import uuid
+from typing import TYPE_CHECKING
+
+import django
+
+HAS_TASKS = True
+if TYPE_CHECKING or django.VERSION >= (6, 0):
+    from django import tasks as django_tasks
+    from django.tasks import base as tasks_base
+    from django.tasks import exceptions as tasks_exceptions
+    from django.tasks import signals as tasks_signals
+    from django.tasks.backends.base import BaseTaskBackend
+    from django.tasks.exceptions import InvalidTask
+    from django.utils.json import normalize_json
+else:
+    try:
+        import django_tasks
+        from django_tasks import base as tasks_base
+        from django_tasks import exceptions as tasks_exceptions
+        from django_tasks import signals as tasks_signals
+        from django_tasks.backends.base import BaseTaskBackend
+        from django_tasks.exceptions import InvalidTaskError as InvalidTask
+        from django_tasks.utils import normalize_json
+    except ImportError:
+        HAS_TASKS = False
+
+__all__ = [
+    "HAS_TASKS",
+    "BaseTaskBackend",
+    "InvalidTask",
+    "django_tasks",
+    "normalize_json",
+    "tasks_base",
+    "tasks_exceptions",
+    "tasks_signals",
+    "uuid7",
+]
 
 if sys.version_info >= (3, 14):
     uuid7 = uuid.uuid7

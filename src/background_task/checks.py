@@ -28,6 +28,7 @@ OWN_MIGRATIONS = {
     "0003_auto_20210410_1529",
     "0004_auto_20220202_1721",
     "0005_public_ids_and_states",
+    "0006_attempts",
 }
 
 
@@ -98,6 +99,7 @@ def sensible_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
         ("MAX_RUN_TIME", 1),
         ("BACKGROUND_TASK_ASYNC_THREADS", 1),
         ("BACKOFF_MULTIPLIER", 0),
+        ("BACKGROUND_TASK_MAX_LOSSES", 0),
     ):
         try:
             sensible = getattr(app_settings, name) >= lowest

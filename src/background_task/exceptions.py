@@ -6,7 +6,8 @@
     ├── InvalidTaskError        raised by a task: "do not try me again"
     ├── ArgumentTypeError       (TypeError)   a call has an argument of the wrong type
     ├── ArgumentValueError      (ValueError)  a call has an argument that cannot be meant
-    └── TaskModuleError         (ImportError) a ``tasks.py`` cannot be imported
+    ├── TaskModuleError         (ImportError) a ``tasks.py`` cannot be imported
+    └── WorkerLostError         a run ended because its worker did
 """
 
 from __future__ import annotations
@@ -36,3 +37,7 @@ class ArgumentValueError(BackgroundTaskError, ValueError):
 
 class TaskModuleError(BackgroundTaskError, ImportError):
     """A ``tasks.py`` could not be imported; the message names the file and the first cause."""
+
+
+class WorkerLostError(BackgroundTaskError):
+    """A run ended without an outcome: its worker was lost. That is not the task's fault."""

@@ -49,6 +49,11 @@ class AppSettings:
         return self.MAX_RUN_TIME
 
     @property
+    def BACKGROUND_TASK_MAX_LOSSES(self) -> int:
+        """int, 3: how many times a task runs again after its worker was lost."""
+        return int(_first(3, "BACKGROUND_TASK_MAX_LOSSES"))
+
+    @property
     def BACKGROUND_TASK_RUN_ASYNC(self) -> bool:
         """bool, False: run the tasks of one worker in a pool of threads."""
         return bool(_first(False, "BACKGROUND_TASK_RUN_ASYNC"))
@@ -67,10 +72,19 @@ class AppSettings:
         """
         return "" if _first("DESC", "BACKGROUND_TASK_PRIORITY_ORDERING") == "ASC" else "-"
 
+    def is_ascending(self) -> bool:
+        """Tell whether the lowest priority runs first."""
+        return not self.BACKGROUND_TASK_PRIORITY_ORDERING
+
     @property
     def BACKOFF_MULTIPLIER(self) -> float:
         """number, 4: the exponent of the retry ladder, ``attempts ** 4 + 5`` seconds."""
         return float(_first(4, "BACKGROUND_TASK_BACKOFF_MULTIPLIER", "BACKOFF_MULTIPLIER"))
+
+    @property
+    def BACKGROUND_TASK_EAGER(self) -> bool:
+        """bool, False: run a task at once when it is called, for tests and debugging."""
+        return bool(_first(False, "BACKGROUND_TASK_EAGER"))
 
     @property
     def BACKGROUND_TASK_STRICT_DATETIMES(self) -> bool:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,11 +21,16 @@ from django.db import connections, models, router, transaction
 from django.utils import timezone
 
 from background_task import signals, vendors
-from background_task.api.proxy import TaskProxy, check_every
+from background_task._compat import HAS_TASKS
+from background_task.api import registry
+from background_task.api.context import running
+from background_task.api.options import retry_policy
+from background_task.api.proxy import DeclaredTask, TaskProxy, check_every
 from background_task.discovery import autodiscover
-from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
+from background_task.exceptions import ArgumentTypeError, BackgroundTaskError, WorkerLostError
 from background_task.execution.call import call
 from background_task.execution.connections import undisturbed
+from background_task.execution.notices import Notices
 from background_task.execution.pool import PoolRunner
 from background_task.execution.runs import Run, runs
 from background_task.models import Task
@@ -53,6 +60,9 @@ __all__ = [
 
 logger = logging.getLogger("background_task.tasks")
 
+_is_inline: ContextVar[bool] = ContextVar("background_task_inline", default=False)
+_KEYWORDS = ("name", "schedule", "queue", "remove_existing_tasks", "every")
+
 
 def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: Any) -> None:
     """Run the function of ``proxy_task`` and record how it ended. Never raises what a task raised.
@@ -62,6 +72,7 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
     run = runs.begin(task)
+    notices = Notices(proxy_task, None)
     try:
         with undisturbed():
             signals.announce(signals.task_started, Task)
@@ -70,18 +81,38 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
         else:
             task = _stored_row(proxy_task, args, kwargs)
             run = runs.begin(task)
+        notices = Notices(proxy_task, task)
+        if task is not None:
+            task.policy = notices.policy
+            _check_losses(task)
         with undisturbed():
-            call(_function_of(proxy_task), args, kwargs, run)
-        _record_success(task, run)
+            notices.announce_start()
+        if getattr(proxy_task, "takes_context", False):
+            args = (notices.context, *args)
+        with running(None if task is None else lambda: notices.context), undisturbed():
+            value = call(_function_of(proxy_task), args, kwargs, run)
+        _record_success(task, run, value)
+        with undisturbed():
+            notices.announce_end()
     except ForcedStop:
         run.hand_back()
         raise
     except BaseException as error:
-        _record_failure(proxy_task, task, error, run)
+        _record_failure(proxy_task, task, error, run, notices)
     finally:
         runs.end(task)
         with undisturbed():
             signals.announce(signals.task_finished, Task)
+
+
+def _check_losses(task: Task) -> None:
+    limit = task.policy.max_losses
+    limit = app_settings.BACKGROUND_TASK_MAX_LOSSES if limit is None else limit
+    if (task.losses or 0) > limit:
+        raise WorkerLostError(
+            f"The worker of {task} was lost {task.losses} times while it ran; it is not run again. "
+            "Something in it may end the process: look at the memory it takes."
+        )
 
 
 def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
@@ -97,17 +128,29 @@ def _function_of(proxy_task: Any) -> Callable[..., Any]:
     return function
 
 
-def _record_success(task: Task | None, run: Run) -> None:
-    run.end()
+def _record_success(task: Task | None, run: Run, value: Any) -> None:
     if task is None:
+        run.end()
         return
-    if finish.succeed(task) is None:
+    return_value = _encoded(task, value)
+    run.end()
+    if finish.succeed(task, return_value) is None:
         logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
     else:
         logger.info("Ran task and deleting %s", task)
 
 
-def _record_failure(proxy_task: Any, task: Task | None, error: BaseException, run: Run) -> None:
+def _encoded(task: Task, value: Any) -> str | None:
+    if value is None or not HAS_TASKS:
+        return None
+    from background_task.api import results
+
+    return results.encode(value, strict=task.backend is not None)
+
+
+def _record_failure(
+    proxy_task: Any, task: Task | None, error: BaseException, run: Run, notices: Notices
+) -> None:
     """Log, announce and store that a run failed; called while ``error`` is being handled."""
     name = task or getattr(proxy_task, "name", proxy_task)
     logger.error("Rescheduling %s", name, exc_info=error)
@@ -117,6 +160,7 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException, ru
     before = finish.snapshot(task)
     with undisturbed():
         signals.announce(signals.task_error, type(error), task=task)
+        task.answer = notices.ask_backoff(error)
     run.end()
     edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
     try:
@@ -131,6 +175,8 @@ def _record_failure(proxy_task: Any, task: Task | None, error: BaseException, ru
             logger.exception(
                 "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
             )
+    with undisturbed():
+        notices.announce_end()
 
 
 class DBTaskRunner:
@@ -251,6 +297,7 @@ class Tasks:
         queue: str | None = None,
         remove_existing_tasks: bool = False,
         every: float | timedelta | None = None,
+        **options: Any,
     ) -> Any:
         """Mark a function as a task; works bare, with parentheses, and with arguments.
 
@@ -261,12 +308,15 @@ class Tasks:
             remove_existing_tasks: the default of the calls.
             every: seconds, or a timedelta. The worker then keeps exactly one chain of runs with
                 this period, without a call; it follows the code, and ends with the declaration.
+            options: ``max_attempts``, ``backoff``, ``retry_on``, ``give_up_on``, ``max_losses``,
+                see :class:`RetryPolicy`.
 
         Raises:
             ArgumentTypeError, ArgumentValueError: an argument is not as described.
         """
         function = name if callable(name) else None
         given = None if callable(name) else name
+        policy = retry_policy(options, _KEYWORDS)
 
         def decorate(function: Callable[..., Any]) -> TaskProxy:
             if not callable(function):
@@ -289,7 +339,9 @@ class Tasks:
                 self._runner,
             )
             proxy.every = period
+            proxy.policy = policy
             self._tasks[registered] = proxy
+            registry.declare_proxy(proxy)
             return proxy
 
         return decorate(function) if function else decorate
@@ -303,8 +355,10 @@ class Tasks:
             KeyError: nothing is registered under this name.
         """
         task = task_name if isinstance(task_name, Task) else None
+        self.adopt_declared()
         proxy = self._tasks[task.task_name if task else str(task_name)]
-        run = self._pool_runner if app_settings.BACKGROUND_TASK_RUN_ASYNC else self._bg_runner
+        in_pool = app_settings.BACKGROUND_TASK_RUN_ASYNC and not _is_inline.get()
+        run = self._pool_runner if in_pool else self._bg_runner
         if task:
             run(proxy, task)
         else:
@@ -312,7 +366,46 @@ class Tasks:
 
     def run_next_task(self, queue: str | None = None) -> bool:
         """Take and run one task of ``queue``, or of any queue; False when there was none."""
+        self.adopt_declared()
         return bool(self._runner.run_next_task(self, queue))
+
+    def run_here(self, task: Task) -> BaseException | None:
+        """Run a row that is locked in this thread; return what it raised, if it did."""
+        raised: list[BaseException | None] = []
+
+        def note(task: Task, **kwargs: Any) -> None:
+            if task.pk == key:
+                raised.append(sys.exception())
+
+        key, token = task.pk, _is_inline.set(True)
+        signals.task_error.connect(note)
+        try:
+            self._runner.run_task(self, task)
+        finally:
+            signals.task_error.disconnect(note)
+            _is_inline.reset(token)
+        return raised[0] if raised else None
+
+    def adopt_declared(self) -> None:
+        """Add the tasks that Django's ``@task`` has declared, under the names of their rows."""
+        for name, task in registry.declared().items():
+            known = self._tasks.get(name)
+            if known is None or (isinstance(known, DeclaredTask) and known.task is not task):
+                self._tasks[name] = DeclaredTask(task, self._runner)
 
 
 tasks = Tasks()
+
+
+def _run_eagerly(task: Task, **kwargs: Any) -> None:
+    """Run a task as soon as it is stored, where a test or a debugging session asks for that."""
+    if not app_settings.BACKGROUND_TASK_EAGER:
+        return
+    tasks.adopt_declared()
+    locked = task.lock(tasks._runner.worker_name)
+    error = None if locked is None else tasks.run_here(locked)
+    if error is not None:
+        raise error
+
+
+signals.task_created.connect(_run_eagerly)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from django.conf import settings
@@ -16,6 +19,19 @@ _CLOCKS = {
 }
 
 
+_pretended: ContextVar[datetime | None] = ContextVar("background_task_now", default=None)
+
+
+@contextmanager
+def pretend(moment: datetime | None) -> Iterator[None]:
+    """Let :func:`now` return ``moment`` within this block; for tests. None leaves it alone."""
+    token = _pretended.set(moment)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
+
+
 def now(using: str) -> datetime:
     """Return the time of the database's own clock, which decides what is due and what is expired.
 
@@ -23,6 +39,8 @@ def now(using: str) -> datetime:
     lives on the caller's host and knows milliseconds only, so there the caller's clock is read: a
     row stored a microsecond ago must be due.
     """
+    if (moment := _pretended.get()) is not None:
+        return moment
     connection = connections[using]
     query = _CLOCKS.get(connection.vendor)
     if query is None:

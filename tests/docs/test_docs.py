@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.dispatch import Signal
+from django.test import override_settings
 
-from background_task import checks, exceptions, settings, signals
+from background_task import background, checks, exceptions, settings, signals, testing
+from background_task._compat import django_tasks
+from background_task.backends.options import KNOWN
 from background_task.management.commands.process_tasks import Command
 from background_task.models import CompletedTask, Task
 from background_task.states import State
@@ -50,6 +55,51 @@ def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(capsys.readouterr().out.splitlines()) == ["Hola amigos!", "ten seconds more"]
     assert CompletedTask.objects.count() == 2
     assert Task.objects.get().repeat == 10
+
+
+def declared_in(document: str) -> dict[str, Any]:
+    """Run the first example of Django's decorator in a document, short of its calls."""
+    code = next(block for block in blocks(document, "python") if "@task" in block)
+    code = code.partition("\n\nresult = ")[0]
+    names: dict[str, Any] = {"__name__": "project.documented", "deliver": str.upper}
+    exec(code.replace("from django.tasks", f"from {django_tasks.__name__}"), names)
+    return names
+
+
+def value_of(task: Any, *args: Any) -> Any:
+    result = task.enqueue(*args)
+    assert tasks.run_next_task()
+    return task.get_result(result.id).return_value
+
+
+@pytest.mark.django_db
+def test_the_example_of_djangos_tasks_in_the_readme_runs() -> None:
+    assert value_of(declared_in("README.md")["add"], 1, 2) == 3
+
+
+@pytest.mark.django_db
+def test_the_first_example_of_the_page_on_djangos_tasks_runs() -> None:
+    setting = blocks("docs/django-tasks.md", "python")[0].partition("=")[2]
+    with override_settings(TASKS=ast.literal_eval(setting.strip())):
+        assert value_of(declared_in("docs/django-tasks.md")["send"], "ana") == "ANA"
+
+
+@pytest.mark.django_db
+def test_the_examples_of_the_page_on_testing_pass() -> None:
+    names: dict[str, Any] = {"__name__": "project.documented"}
+    greet = background("api.tasks.greet")(lambda name: None)
+    names |= {"greet": greet, "register": lambda address: greet(address)}
+    names["captured_tasks"] = testing.captured_tasks
+    for block in blocks("docs/testing.md", "python"):
+        exec(block, names)
+        Task.objects.all().delete()
+    names["test_a_greeting"](testing.run_due_tasks)
+    names["GreetingTests"]("test_a_greeting_is_sent_in_an_hour").debug()
+
+
+@pytest.mark.parametrize("option", KNOWN)
+def test_every_option_of_the_backend_is_in_the_documents(option: str) -> None:
+    assert f"`{option}`" in (ROOT / "docs" / "django-tasks.md").read_text()
 
 
 def test_every_system_check_is_in_the_reference() -> None:

@@ -1,6 +1,7 @@
 """The settings of the tests. ``TEST_DATABASE`` chooses sqlite (default), postgresql or mysql."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -68,6 +69,29 @@ INSTALLED_APPS = [
     # Apps that a test writes for its child processes.
     *os.environ.get("TEST_APPS", "").split(),
 ]
+# Django's own since 6.0; before that a package, which the environments of the predecessor lack.
+BACKENDS = None
+if find_spec("django.tasks"):
+    BACKENDS = "django.tasks.backends"
+elif find_spec("django_tasks") and "TEST_NO_TASKS" not in os.environ:
+    BACKENDS = "django_tasks.backends"
+    INSTALLED_APPS.append("django_tasks")
+if BACKENDS:
+    OURS = "background_task.backends.DatabaseBackend"
+    TASKS = {
+        "default": {"BACKEND": OURS, "QUEUES": ["default", "other"]},
+        "retrying": {
+            "BACKEND": OURS,
+            "QUEUES": [],
+            "OPTIONS": {
+                "MAX_ATTEMPTS": 3,
+                "BACKOFF": [0, 5],
+                "GIVE_UP_ON": ["builtins.KeyError"],
+            },
+        },
+        "immediate": {"BACKEND": f"{BACKENDS}.immediate.ImmediateBackend", "QUEUES": []},
+        "dummy": {"BACKEND": f"{BACKENDS}.dummy.DummyBackend", "QUEUES": []},
+    }
 BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
 MAX_RUN_TIME = float(os.environ.get("TEST_MAX_RUN_TIME", 3600))
 MIDDLEWARE = [

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from background_task.api import startup
+from background_task.api import aliases, startup
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
 from background_task.policies import arguments
+from background_task.policies.priorities import mirrored
+from background_task.policies.retries import RetryPolicy
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 
@@ -35,7 +37,10 @@ class TaskProxy:
         schedule, queue, remove_existing_tasks: the defaults of its calls.
         runner: what stores the rows.
         every: seconds between the runs of the one chain that the worker keeps; 0 for none.
+        policy: what the declaration says about retries.
     """
+
+    takes_context = False
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class TaskProxy:
         remove_existing_tasks: bool,
         runner: Any,
         every: int = 0,
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
         self.name = name
         self.now = self.task_function = task_function
@@ -54,6 +60,7 @@ class TaskProxy:
         self.queue = queue
         self.remove_existing_tasks = remove_existing_tasks
         self.every = every
+        self.policy = policy
         functools.update_wrapper(self, task_function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Task | None:
@@ -110,6 +117,54 @@ class TaskProxy:
         )
 
     @property
+    def definition(self) -> Any:
+        """The function as a task of Django's, with this name and these defaults.
+
+        Raises:
+            ImproperlyConfigured: there is no ``django.tasks``.
+        """
+        aliases.require_tasks()
+        from background_task.api import definitions
+
+        policy = {name: getattr(self.policy, name) for name in definitions.POLICY}
+        return definitions.unchecked(
+            object.__new__(definitions.Task),
+            func=self.task_function,
+            priority=mirrored(self.schedule.priority, ascending=app_settings.is_ascending()),
+            backend=aliases.own_alias(),
+            queue_name=self.queue or "default",
+            run_after=None if self.schedule.is_immediate else self.schedule.run_at,
+            takes_context=False,
+            on_commit=None,
+            timeout=None,
+            stored_name=self.name,
+            **policy,
+        )
+
+    def enqueue(self, *args: Any, **kwargs: Any) -> Any:
+        """Store a call through Django's door; return its ``TaskResult``.
+
+        Every keyword is the function's own: see :meth:`using` for the options.
+        """
+        return self.definition.enqueue(*args, **kwargs)
+
+    async def aenqueue(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`enqueue`."""
+        return await self.definition.aenqueue(*args, **kwargs)
+
+    def using(self, **options: Any) -> Any:
+        """Return the task with other defaults: priority, queue_name, run_after, backend."""
+        return self.definition.using(**options)
+
+    def get_result(self, result_id: str) -> Any:
+        """Return the result of a task of this function, called through either door."""
+        return self.definition.get_result(result_id)
+
+    async def aget_result(self, result_id: str) -> Any:
+        """See :meth:`get_result`."""
+        return await self.definition.aget_result(result_id)
+
+    @property
     def declared_hash(self) -> str:
         """The ``task_hash`` of the chain that ``every`` declares."""
         return arguments.fingerprint(self.name, arguments.serialize((), {}))
@@ -147,3 +202,18 @@ def check_every(name: str, function: Callable[..., Any], every: Any) -> int:
             f"parameters defaults. ({error})"
         ) from None
     return seconds
+
+
+class DeclaredTask(TaskProxy):
+    """Stands in for a function that Django's ``@task`` has declared, so that the worker runs it."""
+
+    def __init__(self, task: Any, runner: Any) -> None:
+        super().__init__(task.module_path, task.func, None, task.queue_name, False, runner)
+        self.task = task
+        self.takes_context = task.takes_context
+        self.policy = getattr(task, "policy", RetryPolicy())
+
+    @property
+    def definition(self) -> Any:
+        """The task itself."""
+        return self.task

@@ -19,8 +19,10 @@ from background_task.utils import ForcedStop, SignalManager, interruptible, leav
 BETWEEN_CANCELLATIONS = 1.0
 
 
-def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None:
+def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
     """Call ``function`` in this thread, and end it early when the worker is forced to stop.
+
+    Returns what it returns.
 
     Raises:
         ForcedStop: it was ended early.
@@ -29,21 +31,20 @@ def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None
     process = os.getpid()
     try:
         if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
-            _call_async(function, args, kwargs, run)
-        else:
-            with interruptible():
-                function(*args, **kwargs)
+            return _call_async(function, args, kwargs, run)
+        with interruptible():
+            return function(*args, **kwargs)
     finally:
         if os.getpid() != process:
             _leave()
 
 
-def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> None:
-    async def body() -> None:
+def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
+    async def body() -> Any:
         run.cancel = _canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         try:
-            await function(*args, **kwargs)
+            return await function(*args, **kwargs)
         finally:
             if os.getpid() != process:
                 _leave()
@@ -56,7 +57,7 @@ def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) 
     # An exception raised in this thread would abandon the coroutine, which runs in another one.
     with interruptible(stop):
         try:
-            async_to_sync(body)()
+            return async_to_sync(body)()
         except asyncio.CancelledError:
             if SignalManager.is_forced():
                 raise ForcedStop from None

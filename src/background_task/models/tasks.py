@@ -12,19 +12,18 @@ from typing import Any, Self
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models, router, transaction
-from django.db.models import F, Q, Value
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from background_task import vendors
 from background_task._compat import uuid7
-from background_task.exceptions import InvalidTaskError
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
 from background_task.policies import arguments
 from background_task.policies.repetition import is_declared, next_run
-from background_task.policies.retries import backoff
+from background_task.policies.retries import RetryPolicy, in_seconds
 from background_task.settings import app_settings
 from background_task.signals import announce, task_failed, task_rescheduled
 from background_task.states import State
@@ -196,6 +195,10 @@ class Task(rows.Row):
     # When the lease was last renewed, if it was; ``locked_at`` keeps telling when the run began.
     # See storage/leases.py.
     leased_at: datetime | None = None
+    # What the declaration of the task says about retries, where it says something, and what its
+    # backoff answered when it was asked: seconds, or None to give up.
+    policy = RetryPolicy()
+    answer: tuple[float | None] | None = None
 
     class Meta:
         db_table = "background_task"
@@ -219,6 +222,14 @@ class Task(rows.Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""
+        self.prepare()
+        fields = kwargs.get("update_fields")
+        if fields is not None and {"run_at", "locked_by"} & set(fields):
+            kwargs["update_fields"] = {*fields, "state"}
+        super().save(*args, **kwargs)
+
+    def prepare(self) -> None:
+        """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
         self.locked_by = self.locked_by or None
         now = timezone.now()
         self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
@@ -226,10 +237,6 @@ class Task(rows.Row):
             self.state = State.RUNNING
         else:
             self.state = State.READY if self.run_at <= now else State.SCHEDULED
-        fields = kwargs.get("update_fields")
-        if fields is not None and {"run_at", "locked_by"} & set(fields):
-            kwargs["update_fields"] = {*fields, "state"}
-        super().save(*args, **kwargs)
 
     def params(self) -> tuple[Any, dict[str, Any]]:
         """Return the arguments and keyword arguments, decoded."""
@@ -254,6 +261,11 @@ class Task(rows.Row):
                 epoch=Coalesce(F("epoch"), 0) + 1,
                 worker_id=rows.this_worker(),
                 started_at=Coalesce(F("started_at"), Value(now, models.DateTimeField())),
+                losses=Case(
+                    When(locked_by__isnull=False, then=Coalesce(F("losses"), 0) + 1),
+                    default=F("losses"),
+                    output_field=models.SmallIntegerField(),
+                ),
                 result_id=Coalesce(F("result_id"), Value(uuid7(), models.UUIDField())),
             )
         )
@@ -288,7 +300,8 @@ class Task(rows.Row):
 
     def has_reached_max_attempts(self) -> bool:
         """Tell whether no attempt is left."""
-        return self.attempts >= app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
+        limit = self.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
+        return self.attempts >= limit
 
     def is_repeating_task(self) -> bool:
         """Tell whether the task runs again after it succeeded."""
@@ -302,16 +315,23 @@ class Task(rows.Row):
     ) -> None:
         """Record a failed attempt: set the time of the next one, or move the row to the history.
 
-        The history is reached when no attempt is left or ``err`` is an ``InvalidTaskError``. All of
-        it is one transaction.
+        The history is reached when no attempt is left, ``err`` is an ``InvalidTaskError``, or the
+        declaration of the task gives up. All of it is one transaction.
         """
         with transaction.atomic(using=self.database):
             self.last_error = self._extract_error(type, err, traceback)
             self.increment_attempts()
-            if self.has_reached_max_attempts() or isinstance(err, InvalidTaskError):
+            if self._gives_up(err):
                 self._fail()
             else:
                 self._retry()
+
+    def _gives_up(self, error: BaseException | None) -> bool:
+        return (
+            self.has_reached_max_attempts()
+            or self.policy.gives_up(error, self.attempts)
+            or self.answer == (None,)
+        )
 
     def _fail(self) -> None:
         self.failed_at = vendors.now(self.database)
@@ -330,7 +350,10 @@ class Task(rows.Row):
         self.delete()
 
     def _retry(self) -> None:
-        delay = backoff(self.attempts, app_settings.BACKOFF_MULTIPLIER)
+        if self.answer is not None and self.answer[0] is not None:
+            delay = in_seconds(self.answer[0])
+        else:
+            delay = self.policy.delay(self.attempts, app_settings.BACKOFF_MULTIPLIER)
         self.run_at = vendors.now(self.database) + delay
         logger.warning("Rescheduling task %s for %s later at %s", self, delay, self.run_at)
         announce(task_rescheduled, self.__class__, using=self.database, task=self)
@@ -398,6 +421,7 @@ _REPEATED = (
 )
 _COPIED = (
     *_REPEATED,
+    "return_value",
     "attempts",
     "failed_at",
     "last_error",

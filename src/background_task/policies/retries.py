@@ -1,13 +1,27 @@
-"""When a task that raised is tried again."""
+"""When a task that raised is tried again, and when it has failed for good."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from typing import Any
+
+from background_task.exceptions import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    InvalidTaskError,
+    WorkerLostError,
+)
 
 LONGEST_DELAY = timedelta(days=3650)
 
+Classes = tuple[type[BaseException], ...]
+Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
 
-def backoff(attempts: int, exponent: float = 4) -> timedelta:
+
+def ladder(attempts: int, exponent: float = 4) -> timedelta:
     """Return how long to wait after attempt number ``attempts``: ``attempts ** exponent + 5`` s.
 
     The predecessor's ladder: 6, 21, 86, 261, 630, 1301 … seconds. It is cut off after ten years,
@@ -17,3 +31,130 @@ def backoff(attempts: int, exponent: float = 4) -> timedelta:
         return min(timedelta(seconds=int(max(attempts, 0) ** exponent) + 5), LONGEST_DELAY)
     except OverflowError:
         return LONGEST_DELAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """What a task says about its retries; None leaves it to the next policy, or to the default.
+
+    Args:
+        max_attempts: how many times the task is tried in all, 1 at least.
+        backoff: how long to wait before the next attempt: seconds, 0 included; a list of seconds,
+            the last of which holds for all further attempts; or a callable of ``(exception,
+            task_result)`` that returns seconds, or None to give up. (The names are those that
+            Django's own discussion of retries uses: django/new-features#142.)
+        retry_on: exception classes; any other is not tried again.
+        give_up_on: exception classes that are not tried again.
+        max_losses: how many times the task runs again after its worker was lost.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: a value cannot be meant.
+    """
+
+    max_attempts: int | None = None
+    backoff: Backoff | None = None
+    retry_on: Classes | None = None
+    give_up_on: Classes | None = None
+    max_losses: int | None = None
+
+    def __post_init__(self) -> None:
+        checked = {
+            "max_attempts": _count("max_attempts", self.max_attempts, 1),
+            "max_losses": _count("max_losses", self.max_losses, 0),
+            "backoff": _backoff(self.backoff),
+            "retry_on": _classes("retry_on", self.retry_on),
+            "give_up_on": _classes("give_up_on", self.give_up_on),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def over(self, other: RetryPolicy) -> RetryPolicy:
+        """Return this policy, with what it leaves open taken from ``other``."""
+        names = [field.name for field in fields(self)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(other, **given)
+
+    def gives_up(self, error: BaseException | None, attempts: int) -> bool:
+        """Tell whether attempt number ``attempts``, which ended with ``error``, was the last."""
+        if isinstance(error, InvalidTaskError | WorkerLostError):
+            return True
+        if self.max_attempts is not None and attempts >= self.max_attempts:
+            return True
+        if self.give_up_on is not None and isinstance(error, self.give_up_on):
+            return True
+        return self.retry_on is not None and not isinstance(error, self.retry_on)
+
+    def delay(self, attempts: int, exponent: float) -> timedelta:
+        """Return how long to wait after attempt number ``attempts``; not asked of a callable.
+
+        Args:
+            attempts: how many attempts there were, the last one included.
+            exponent: of the predecessor's ladder, which holds where nothing is said.
+        """
+        if self.backoff is None or callable(self.backoff):
+            return ladder(attempts, exponent)
+        if isinstance(self.backoff, tuple):
+            return in_seconds(self.backoff[min(max(attempts, 1), len(self.backoff)) - 1])
+        return in_seconds(self.backoff)
+
+
+def in_seconds(seconds: float) -> timedelta:
+    """Return ``seconds`` as a delay that a date can be moved by."""
+    return min(timedelta(seconds=min(max(seconds, 0), 10**9)), LONGEST_DELAY)
+
+
+def check_seconds(argument: str, value: Any) -> float:
+    """Check a delay in seconds: a number, 0 or more."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(
+            f"{argument} must be a number of seconds, not {type(value).__name__} ({value!r:.80})."
+        )
+    if not 0 <= value < math.inf:
+        raise ArgumentValueError(
+            f"{argument} is {value}; it must be a number of seconds, 0 or more."
+        )
+    return value
+
+
+def _count(argument: str, value: Any, lowest: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(
+            f"{argument} must be a whole number, not {type(value).__name__} ({value!r:.80})."
+        )
+    if value < lowest:
+        raise ArgumentValueError(f"{argument} is {value}; it must be {lowest} at least.")
+    return value
+
+
+def _backoff(value: Any) -> Backoff | None:
+    if value is None:
+        return None
+    if callable(value):
+        asked: Callable[[BaseException, Any], float | None] = value
+        return asked
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not value:
+            raise ArgumentValueError("backoff is an empty list: give one delay at least.")
+        return tuple(check_seconds("backoff", each) for each in value)
+    if not isinstance(value, int | float | timedelta):
+        raise ArgumentTypeError(
+            "backoff must be seconds, a list of seconds, or a callable of (exception, "
+            f"task_result), not {type(value).__name__} ({value!r:.80})."
+        )
+    return check_seconds("backoff", value)
+
+
+def _classes(argument: str, value: Any) -> Classes | None:
+    if value is None:
+        return None
+    classes = tuple(value) if isinstance(value, Sequence) else (value,)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ArgumentTypeError(
+                f"{argument} must be an exception class or a list of them, not {each!r:.80}."
+            )
+    return classes

@@ -10,12 +10,13 @@ from django.db import DataError, connections, transaction
 
 from background_task import vendors
 from background_task.models import Task, rows
-from background_task.storage import leases
+from background_task.storage import attempts, leases
 from background_task.storage.transient import TRANSIENT
 
 logger = logging.getLogger("background_task.storage")
 
 CANDIDATES = 10
+_NEEDED = ("pk", "task_name", "locked_by", "locked_at", "worker_id", "result_id")
 
 # A row that cannot be taken, whoever tries, is not asked for again for so many seconds.
 PASSED_OVER = 60.0
@@ -43,7 +44,7 @@ def claim_next(names: Collection[str], queue: str | None, worker_name: str) -> T
         primary = Task.objects.on_primary()
         due = primary.due(vendors.now(primary.db), queue or None).filter(task_name__in=names)
         due = due.exclude(pk__in=[*lost, *_still_passed_over()])
-        candidates = list(due.only("pk", "task_name", "locked_by")[:CANDIDATES])
+        candidates = list(due.only(*_NEEDED)[:CANDIDATES])
         if not candidates:
             return None
         for candidate in candidates:
@@ -82,13 +83,15 @@ def _try(candidate: Task, worker_name: str) -> Task | None:
 def _take_over(candidate: Task, worker_name: str) -> Task | None:
     """Lock a row whose lease has expired, unless a transaction holds it: its task may live yet."""
     using = candidate.database
-    if not connections[using].features.has_select_for_update_skip_locked:
-        return candidate.lock(worker_name)
     with transaction.atomic(using=using):
-        this_one = Task.objects.using(using).filter(pk=candidate.pk)
-        if not list(this_one.select_for_update(skip_locked=True).values_list("pk")):
-            return None
-        return candidate.lock(worker_name)
+        if connections[using].features.has_select_for_update_skip_locked:
+            this_one = Task.objects.using(using).filter(pk=candidate.pk)
+            if not list(this_one.select_for_update(skip_locked=True).values_list("pk")):
+                return None
+        locked = candidate.lock(worker_name)
+        if locked is not None:
+            attempts.record_loss(candidate)
+        return locked
 
 
 def _pass_over(candidate: Task, reason: str) -> None:

@@ -12,10 +12,10 @@ from django.db.models import F
 from background_task import vendors
 from background_task._compat import uuid7
 from background_task.models import CompletedTask, Task
-from background_task.policies.retries import backoff
 from background_task.settings import app_settings
 from background_task.signals import announce, task_successful
 from background_task.states import State
+from background_task.storage import attempts
 from background_task.storage.transient import persevere
 
 Result = TypeVar("Result")
@@ -24,8 +24,12 @@ Result = TypeVar("Result")
 _RUN = {"locked_by", "locked_at", "epoch", "worker_id", "state", "result_id"}
 
 
-def succeed(task: Task) -> CompletedTask | None:
+def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None:
     """Move the row to the history and add the next of its chain; None when the run is not ours.
+
+    Args:
+        task: the row as it was claimed.
+        return_value: what the function returned, as JSON text.
 
     An operator's edits made while the task ran are kept: the row is read anew before it is copied.
     """
@@ -35,6 +39,7 @@ def succeed(task: Task) -> CompletedTask | None:
             if not task.hold():
                 return None
             _read_anew(task)
+            task.return_value = return_value
             task.increment_attempts()
             completed = task.create_completed_task()
             announce(
@@ -69,6 +74,7 @@ def fail(
             _read_anew(task)
             for name, value in edits.items():
                 setattr(task, name, value)
+            attempts.record(task, error, task._extract_error(type(error), error, traceback))
             task.reschedule(type(error), error, traceback)
             return True
 
@@ -121,14 +127,15 @@ def set_aside(task: Task, error: str) -> bool:
     No receiver and no method of a project is asked, since one of them is the likely reason. After
     the last attempt the row stays where it is, failed, and is not run again.
     """
-    delay = backoff(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
+    delay = task.policy.delay(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
+    limit = task.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
     values = {
         "attempts": F("attempts") + 1,
         "last_error": error,
         "run_at": vendors.now(task.database) + delay,
         "state": State.SCHEDULED,
     }
-    if task.attempts + 1 >= app_settings.BACKGROUND_TASK_MAX_ATTEMPTS:
+    if task.attempts + 1 >= limit:
         values["failed_at"] = vendors.now(task.database)
     free = {"locked_by": None, "locked_at": None}
     return persevere(

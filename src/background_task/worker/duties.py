@@ -14,7 +14,7 @@ from django.db import router
 from django.db.models import Count
 
 from background_task import signals, vendors
-from background_task.api import startup
+from background_task.api import registry, startup
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
 from background_task.storage import chains
@@ -28,6 +28,7 @@ logger = logging.getLogger("background_task.tasks")
 
 INTERVAL = 60.0
 AFTER_A_FAILURE = 5.0
+BETWEEN_LOOKS = 5.0
 
 
 class Duties:
@@ -37,6 +38,7 @@ class Duties:
         self._tasks = tasks
         self._reported: set[str] = set()
         self._next = 0.0
+        self._next_look = 0.0
         self._delays: tuple[float, ...] = PATIENT
 
     def run_if_due(self) -> None:
@@ -49,6 +51,15 @@ class Duties:
             self._try("schedule what a module asked for at import", attempt)
         self.keep_declared_chains()
         self._try("report unknown names", self.report_unknown_names)
+
+    def run_when_idle(self) -> None:
+        """Look whether what waits is declared in a module that nobody has imported yet.
+
+        Only where nothing else is due, so the look is cheap however deep the queue may be.
+        """
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + BETWEEN_LOOKS
+            self._try("report unknown names", self.report_unknown_names)
 
     def _try(self, what: str, duty: Callable[[], object]) -> None:
         try:
@@ -91,7 +102,10 @@ class Duties:
         due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
         unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
         for name, count in unknown:
-            if name not in self._reported:
+            # Django's tasks may be declared in any module; this imports it.
+            if registry.resolve(name) is not None:
+                self._tasks.adopt_declared()
+            elif name not in self._reported:
                 self._reported.add(name)
                 logger.warning(
                     "%d due row(s) are named %r, which no tasks.py of the installed apps "

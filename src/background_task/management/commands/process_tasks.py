@@ -211,6 +211,7 @@ class Command(BaseCommand):
                     self._pause()
                 else:
                     close_old_connections()
+                    duties.run_when_idle()
                     logger.debug("waiting for tasks")
                     self._wait(_at_most(sleep, deadline))
             self._drain()

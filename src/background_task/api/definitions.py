@@ -1,0 +1,120 @@
+"""The task that Django's ``@task`` makes on our backend: Django's own, with a retry policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from background_task._compat import django_tasks, tasks_base
+from background_task.api import aliases, options
+from background_task.exceptions import ArgumentTypeError
+from background_task.policies.retries import Backoff, Classes, RetryPolicy
+
+POLICY = [field.name for field in fields(RetryPolicy)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(tasks_base.Task):  # type: ignore[type-arg]
+    """A declared task.
+
+    Args:
+        max_attempts, backoff, retry_on, give_up_on, max_losses: see :class:`RetryPolicy`.
+        on_commit: store the row when the transaction of the caller is committed, instead of in it.
+        stored_name: the name that the rows carry, where it is not that of the function.
+    """
+
+    max_attempts: int | None = None
+    backoff: Backoff | None = None
+    retry_on: Classes | None = None
+    give_up_on: Classes | None = None
+    max_losses: int | None = None
+    on_commit: bool | None = None
+    timeout: None = None
+    stored_name: str | None = None
+
+    def __post_init__(self) -> None:
+        options.refuse_what_is_to_come({"timeout": self.timeout} if self.timeout else {})
+        checked = RetryPolicy(**{name: getattr(self, name) for name in POLICY})
+        for name in POLICY:
+            object.__setattr__(self, name, getattr(checked, name))
+        # Not super(): a class with slots is made twice, and super() knows the first.
+        tasks_base.Task.__post_init__(self)
+
+    def get_backend(self) -> Any:
+        """Return the backend of the alias."""
+        return aliases.backend(self.backend)
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """What the declaration says about retries."""
+        return RetryPolicy(**{name: getattr(self, name) for name in POLICY})
+
+    def enqueue_many(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Any]:
+        """Store many calls in one transaction; return their results in the same order.
+
+        Args:
+            calls: for each call a tuple of positional arguments or a dict of keyword arguments.
+        """
+        triples = []
+        for call in calls:
+            if isinstance(call, Mapping):
+                triples.append((self, (), dict(call)))
+            elif isinstance(call, tuple | list):
+                triples.append((self, tuple(call), {}))
+            else:
+                raise ArgumentTypeError(
+                    "enqueue_many takes a tuple of positional arguments or a dict of keyword "
+                    f"arguments for each call, not {type(call).__name__} ({call!r:.80})."
+                )
+        backend: Any = self.get_backend()
+        return backend.enqueue_many(triples)  # type: ignore[no-any-return]
+
+
+def unchecked(task: Any, **changes: Any) -> Any:
+    """Return a copy of ``task`` with other values, whatever its backend accepts today.
+
+    A result tells what was enqueued, even when its queue has been closed since.
+    """
+    copy = object.__new__(type(task))
+    for field in fields(task):
+        value = changes[field.name] if field.name in changes else getattr(task, field.name)
+        object.__setattr__(copy, field.name, value)
+    return copy
+
+
+def task(
+    function: Callable[..., Any] | None = None,
+    *,
+    priority: int = 0,
+    queue_name: str = "default",
+    backend: str = "default",
+    takes_context: bool = False,
+    **more: Any,
+) -> Any:
+    """Django's ``@task``, with our options on every version of Django.
+
+    Django 6.1 and the package ``django-tasks`` hand the options on by themselves; 6.0 does not.
+    """
+    options.refuse_what_is_to_come(more)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        task_class = django_tasks.task_backends[backend].task_class
+        known = {field.name for field in fields(task_class)}
+        for name in more:
+            if name not in known:
+                raise ArgumentTypeError(
+                    f"{name!r} is no option of the backend {backend!r}."
+                    f"{options.did_you_mean(name, known)}"
+                )
+        return task_class(
+            func=function,
+            priority=priority,
+            queue_name=queue_name,
+            backend=backend,
+            run_after=None,
+            takes_context=takes_context,
+            **more,
+        )
+
+    return decorate if function is None else decorate(function)

@@ -1,0 +1,174 @@
+"""What Django knows of a task: a ``TaskResult`` made from a row of either table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from background_task._compat import normalize_json, tasks_base
+from background_task.api import definitions
+from background_task.policies.priorities import mirrored
+from background_task.settings import app_settings
+
+if TYPE_CHECKING:
+    from background_task.models import Attempt, CompletedTask
+    from background_task.models import Task as Row
+
+Status = tasks_base.TaskResultStatus
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+UNKNOWN_WORKER = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
+    """Django's result, which can also be waited for."""
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait until the task has finished; return what it returned.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: it had not finished in time.
+            ValueError: it failed.
+        """
+        for pause in _pauses(timeout):
+            self.refresh()
+            if self.is_finished:
+                return self.return_value
+            time.sleep(pause)
+        raise TimeoutError(f"The task {self.id} has not finished within {timeout} s.")
+
+    async def await_(self, timeout: float | None = None) -> Any:
+        """The same without blocking the event loop."""
+        for pause in _pauses(timeout):
+            await self.arefresh()
+            if self.is_finished:
+                return self.return_value
+            await asyncio.sleep(pause)
+        raise TimeoutError(f"The task {self.id} has not finished within {timeout} s.")
+
+
+def _pauses(timeout: float | None) -> Iterator[float]:
+    """Yield how long to wait after each look, ever longer, with a last look when time is up."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = SHORTEST_PAUSE
+    while deadline is None or (left := deadline - time.monotonic()) > 0:
+        yield pause if deadline is None else min(pause, left)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+    yield 0
+
+
+def of_live_row(row: Row, task: Any, log: list[Attempt]) -> Any:
+    """Return the result of a task that waits or runs.
+
+    Args:
+        row: the row of ``background_task``.
+        task: its declaration.
+        log: its attempts that did not succeed, in order.
+    """
+    runs = row.locked_by is not None
+    current = [row.worker_id or row.locked_by or ""] if runs else []
+    return _result(
+        row,
+        task,
+        log,
+        status=Status.RUNNING if runs else Status.READY,
+        workers=current,
+        last_attempted_at=row.locked_at if runs else None,
+        finished_at=None,
+    )
+
+
+def of_finished_row(row: CompletedTask, task: Any, log: list[Attempt]) -> Any:
+    """Return the result of a task that has finished; the arguments are the same."""
+    failed = row.failed_at is not None
+    result = _result(
+        row,
+        task,
+        log,
+        status=Status.FAILED if failed else Status.SUCCESSFUL,
+        workers=[] if failed and log else [row.worker_id or row.locked_by or UNKNOWN_WORKER],
+        last_attempted_at=row.locked_at,
+        finished_at=row.run_at,
+    )
+    if not failed and row.return_value is not None:
+        object.__setattr__(result, "_return_value", json.loads(row.return_value))
+    return result
+
+
+def _result(
+    row: Row | CompletedTask,
+    task: Any,
+    log: list[Attempt],
+    *,
+    status: Any,
+    workers: list[str],
+    last_attempted_at: datetime | None,
+    finished_at: datetime | None,
+) -> Any:
+    args, kwargs = json.loads(row.task_params)
+    errors = [
+        tasks_base.TaskError(
+            exception_class_path=each.exception_class_path, traceback=each.traceback
+        )
+        for each in log
+    ]
+    if not errors and row.last_error:  # failed before there was a log
+        errors.append(
+            tasks_base.TaskError(
+                exception_class_path="builtins.Exception", traceback=row.last_error
+            )
+        )
+    before = [each.worker_id for each in log]
+    # Attempts that the predecessor made have left no name.
+    missing = (row.attempts or 0) - len(before) - (1 if finished_at and workers else 0)
+    return TaskResult(
+        task=definitions.unchecked(
+            task,
+            priority=mirrored(row.priority, ascending=app_settings.is_ascending()),
+            queue_name=row.queue or "default",
+            run_after=row.run_at if _is_deferred(row) and finished_at is None else None,
+            backend=row.backend or task.backend,
+        ),
+        id=str(row.result_id),
+        status=status,
+        enqueued_at=row.enqueued_at,
+        started_at=row.started_at,
+        finished_at=finished_at,
+        last_attempted_at=last_attempted_at or (log[-1].started_at if log else None),
+        args=args,
+        kwargs=kwargs,
+        backend=row.backend or task.backend,
+        errors=errors,
+        worker_ids=[UNKNOWN_WORKER] * max(missing, 0) + before + workers,
+    )
+
+
+def _is_deferred(row: Row | CompletedTask) -> bool:
+    """Tell whether a later time was asked for, which the first attempt has not replaced yet."""
+    return row.attempts == 0 and row.enqueued_at is not None and row.run_at > row.enqueued_at
+
+
+def encode(value: Any, *, strict: bool) -> str | None:
+    """Return a return value as the JSON text that is stored.
+
+    Django's tasks promise their return value, so one that is no JSON is an error of the task. The
+    predecessor's functions promise nothing: there it is not kept.
+
+    Raises:
+        TypeError, ValueError: Django's own, when ``strict``.
+    """
+    try:
+        return json.dumps(normalize_json(value)) if value is not None else None
+    except (TypeError, ValueError, RecursionError) as error:
+        if strict:
+            error.add_note("The task has run, but what it returned cannot be stored as JSON.")
+            raise
+        return None

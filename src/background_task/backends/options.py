@@ -1,0 +1,91 @@
+"""What ``TASKS[…]["OPTIONS"]`` may say to our backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from background_task.api.options import TO_COME, did_you_mean
+from background_task.exceptions import BackgroundTaskError
+from background_task.policies.retries import RetryPolicy
+
+POLICY = ("MAX_ATTEMPTS", "BACKOFF", "RETRY_ON", "GIVE_UP_ON", "MAX_LOSSES")
+KNOWN = (*POLICY, "ON_COMMIT")
+
+# Django promises no retry of a task; whoever wants one asks for it.
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class Options:
+    """The options of one alias. Wrong ones are reported by the checks, and refused when used."""
+
+    def __init__(self, alias: str, given: Any) -> None:
+        self._alias = alias
+        self._given = given if isinstance(given, Mapping) else {}
+        self._is_mapping = isinstance(given, Mapping)
+
+    @property
+    def on_commit(self) -> bool:
+        """Whether rows are stored when the caller's transaction is committed."""
+        return bool(self._given.get("ON_COMMIT", False))
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """What holds for tasks that say nothing themselves.
+
+        Raises:
+            ImproperlyConfigured: an option is wrong.
+        """
+        for _, text, hint in self._problems():
+            raise ImproperlyConfigured(f"{text} {hint}")
+        return RetryPolicy(**self._policy_options()).over(ONCE)
+
+    def check(self) -> list[CheckMessage]:
+        """Return E005 for an option that is unknown, E006 for one of a wrong value."""
+        return [
+            Error(text, hint=hint, id=f"background_task.{number}")
+            for number, text, hint in self._problems()
+        ]
+
+    def _problems(self) -> Iterator[tuple[str, str, str]]:
+        where = f'TASKS["{self._alias}"]["OPTIONS"]'
+        if not self._is_mapping:
+            yield "E006", f"{where} is no dict.", "Give a dict of options, or none."
+        for name in self._given:
+            if str(name).lower() in TO_COME:
+                yield (
+                    "E005",
+                    f"{where} has the option {name!r}, which does not work in this version.",
+                    "Remove it, or it would be ignored.",
+                )
+            elif name not in KNOWN:
+                nearest = did_you_mean(str(name).upper(), KNOWN).strip()
+                yield (
+                    "E005",
+                    f"{where} has the unknown option {name!r}.",
+                    nearest or f"The options are {', '.join(KNOWN)}.",
+                )
+        if not isinstance(self._given.get("ON_COMMIT", False), bool):
+            yield "E006", f"{where}: ON_COMMIT must be True or False.", "Correct it."
+        try:
+            RetryPolicy(**self._policy_options())
+        except (BackgroundTaskError, ImportError) as error:
+            yield "E006", f"{where}: {error}", "Correct it; the names are in upper case."
+
+    def _policy_options(self) -> dict[str, Any]:
+        return {
+            name.lower(): _imported(self._given[name]) for name in POLICY if name in self._given
+        }
+
+
+def _imported(value: Any) -> Any:
+    """Return what a dotted path names; settings cannot import what needs the settings."""
+    if isinstance(value, str):
+        return import_string(value)
+    if isinstance(value, list | tuple):
+        return [_imported(each) for each in value]
+    return value

@@ -1,0 +1,107 @@
+"""What Django's signals and contexts are told of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from background_task import signals
+from background_task._compat import HAS_TASKS
+from background_task.api import aliases
+from background_task.api.proxy import DeclaredTask
+from background_task.models import Task
+from background_task.policies.retries import RetryPolicy
+from background_task.storage import lookup
+
+logger = logging.getLogger("background_task.tasks")
+
+
+class Notices:
+    """Speaks for one run of a row. Only rows that came through Django's door are announced there.
+
+    Args:
+        proxy: what stands in for the function.
+        row: the row as it was claimed; None when the function runs without one.
+    """
+
+    def __init__(self, proxy: Any, row: Task | None) -> None:
+        self._proxy = proxy
+        self._row = row
+        self._alias = None if row is None or not HAS_TASKS else row.backend
+
+    @cached_property
+    def policy(self) -> RetryPolicy:
+        """What is said about retries: by the task, then by the options of its backend."""
+        own: RetryPolicy = getattr(self._proxy, "policy", None) or RetryPolicy()
+        if self._alias is None or not isinstance(self._proxy, DeclaredTask):
+            return own
+        return own.over(self._backend.policy)
+
+    @cached_property
+    def _backend(self) -> Any:
+        return aliases.backend(str(self._alias))
+
+    @cached_property
+    def context(self) -> Any:
+        """The ``TaskContext`` of the run."""
+        aliases.require_tasks()
+        from background_task._compat import tasks_base
+
+        return tasks_base.TaskContext(task_result=self.running())
+
+    def running(self) -> Any:
+        """Return the result as it is while the task runs."""
+        aliases.require_tasks()
+        from background_task.api import results
+
+        assert self._row is not None
+        return results.of_live_row(self._row, self._proxy.definition, lookup.log_of(self._row))
+
+    def announce_start(self) -> None:
+        """Send Django's ``task_started``."""
+        if self._alias is not None:
+            self._announce("task_started", lambda: self.context.task_result)
+
+    def announce_end(self) -> None:
+        """Send Django's ``task_finished``, if the task has finished and not only this attempt.
+
+        After the commit, and where the exception is being handled: error trackers ask for it.
+        """
+        if self._alias is not None:
+            self._announce("task_finished", self._finished)
+
+    def _announce(self, name: str, make: Callable[[], Any]) -> None:
+        from background_task._compat import tasks_signals
+
+        try:
+            result = make()
+            backend = type(self._backend)
+        except Exception:  # to tell of a run must not harm it
+            logger.exception("Receivers of %s could not be told of %s", name, self._row)
+            return
+        if result is not None:
+            signals.announce(getattr(tasks_signals, name), backend, task_result=result)
+
+    def _finished(self) -> Any:
+        from background_task.api import results
+
+        if self._row is None or self._row.result_id is None:
+            return None
+        found = lookup.by_result_id(self._row.result_id)
+        if found is None or found.finished is None:
+            return None
+        return results.of_finished_row(found.finished, self._proxy.definition, found.log)
+
+    def ask_backoff(self, error: BaseException) -> tuple[float | None] | None:
+        """Return what the task's ``backoff`` answers; None where it is no callable."""
+        backoff = self.policy.backoff
+        if not callable(backoff) or self._row is None:
+            return None
+        try:
+            seconds = backoff(error, self.running() if HAS_TASKS else None)
+            return (None,) if seconds is None else (float(seconds),)
+        except Exception:
+            logger.exception("The backoff of %s has failed; it waits as by default", self._row)
+            return None

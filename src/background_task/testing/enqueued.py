@@ -1,0 +1,109 @@
+"""Look at what was enqueued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from background_task import signals
+from background_task._compat import HAS_TASKS, normalize_json
+from background_task.api.proxy import TaskProxy
+from background_task.exceptions import ArgumentTypeError
+from background_task.models import Task
+
+
+def assert_enqueued(
+    task: Any,
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    count: int | None = None,
+    queue: str | None = None,
+) -> list[Task]:
+    """Assert that a task waits; return its rows.
+
+    Args:
+        task: a function marked with ``@background`` or ``@task``, or the name of one.
+        args: exactly these positional arguments; any when None.
+        kwargs: exactly these keyword arguments; any when None.
+        count: exactly so many; one at least when None.
+        queue: the name of the queue; any when None.
+
+    Raises:
+        AssertionError: with a list of what waits instead.
+    """
+    rows = _waiting(task, args, kwargs, queue)
+    if len(rows) == count or (count is None and rows):
+        return rows
+    expected = "once at least" if count is None else f"{count} time(s)"
+    raise AssertionError(
+        f"{_call(_name(task), args, kwargs)} was expected to be enqueued {expected}, "
+        f"but it is {len(rows)} time(s). {_what_waits()}"
+    )
+
+
+def assert_not_enqueued(
+    task: Any, args: Any = None, kwargs: dict[str, Any] | None = None, *, queue: str | None = None
+) -> None:
+    """Assert that a task does not wait. For the arguments see :func:`assert_enqueued`."""
+    assert_enqueued(task, args, kwargs, count=0, queue=queue)
+
+
+@contextmanager
+def captured_tasks() -> Iterator[list[Task]]:
+    """Give a list that gets the row of each task that is enqueued within the block."""
+    captured: list[Task] = []
+
+    def capture(task: Task, **kwargs: Any) -> None:
+        captured.append(task)
+
+    signals.task_created.connect(capture)
+    try:
+        yield captured
+    finally:
+        signals.task_created.disconnect(capture)
+
+
+def _waiting(task: Any, args: Any, kwargs: Any, queue: str | None) -> list[Task]:
+    rows = Task.objects.on_primary().filter(task_name=_name(task)).order_by("id")
+    if queue is not None:
+        rows = rows.filter(queue=queue)
+    return [
+        row
+        for row in rows
+        if (args is None or row.params()[0] == _as_stored(list(args)))
+        and (kwargs is None or row.params()[1] == _as_stored(kwargs))
+    ]
+
+
+def _name(task: Any) -> str:
+    if isinstance(task, str):
+        return task
+    if isinstance(task, TaskProxy):
+        return task.name
+    name = getattr(task, "stored_name", None) or getattr(task, "module_path", None)
+    if name is None:
+        raise ArgumentTypeError(
+            "task must be a function marked with @background or @task, or the name of one, not "
+            f"{type(task).__name__} ({task!r:.80})."
+        )
+    return str(name)
+
+
+def _as_stored(value: Any) -> Any:
+    return json.loads(json.dumps(normalize_json(value) if HAS_TASKS else value))
+
+
+def _call(name: str, args: Any, kwargs: Any) -> str:
+    given = [] if args is None else [repr(each) for each in args]
+    given += [f"{key}={value!r}" for key, value in (kwargs or {}).items()]
+    anything = ["…"] if args is None or kwargs is None else []
+    return f"{name}({', '.join(given + anything)})"
+
+
+def _what_waits() -> str:
+    rows = Task.objects.on_primary().order_by("id")[:20]
+    lines = [f"\n  {_call(row.task_name, *row.params())}" for row in rows]
+    return f"There waits:{''.join(lines)}" if lines else "Nothing waits."

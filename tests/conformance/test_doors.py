@@ -1,0 +1,276 @@
+"""Both doors lead to the same rows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from conformance.conftest import make_due
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+from django.utils import timezone
+from project import jobs
+from project import tasks as own
+
+import background_task
+from background_task import background
+from background_task._compat import django_tasks, tasks_base, tasks_signals
+from background_task.api import registry
+from background_task.models import Attempt, CompletedTask, Task
+from background_task.tasks import tasks
+from background_task.worker.duties import Duties
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Status = tasks_base.TaskResultStatus
+
+
+def test_a_function_of_background_can_be_enqueued_like_djangos() -> None:
+    result = own.note.enqueue("through the other door")
+    row = Task.objects.get()
+    assert (row.task_name, row.queue, row.backend) == ("project.tasks.note", "default", "default")
+    assert tasks.run_next_task()
+    assert own.note.get_result(result.id).status == Status.SUCCESSFUL
+    assert async_to_sync(own.note.aget_result)(result.id).is_finished
+
+
+def test_the_call_of_the_predecessor_keeps_returning_the_row_and_no_queue() -> None:
+    row = own.note("as ever")
+    assert (row.queue, row.backend) == (None, None)
+    result = own.note.get_result(str(row.result_id))
+    assert (result.status, result.args) == (Status.READY, ["as ever"])
+
+
+def test_the_options_of_a_declaration_hold_at_the_other_door() -> None:
+    proxy = background("opt", schedule={"run_at": 60, "priority": 3}, queue="other")(
+        own.note.task_function
+    )
+    proxy.enqueue("x")
+    row = Task.objects.get()
+    assert (row.priority, row.queue) == (3, "other")
+    assert row.run_at > timezone.now() + timedelta(seconds=50)
+    proxy.using(priority=9).enqueue("y")
+    assert Task.objects.filter(priority=9).exists()
+
+
+def test_the_predecessors_signals_tell_of_djangos_tasks_and_not_the_other_way() -> None:
+    heard: list[str] = []
+
+    def task_finished(**kwargs: Any) -> None:
+        heard.append("django")
+
+    def task_successful(**kwargs: Any) -> None:
+        heard.append("predecessor")
+
+    tasks_signals.task_finished.connect(task_finished)
+    background_task.tasks.signals.task_successful.connect(task_successful)
+    try:
+        jobs.add.enqueue(1)
+        tasks.run_next_task()
+        assert heard == ["predecessor", "django"]
+        own.note("x")
+        tasks.run_next_task()
+        assert heard == ["predecessor", "django", "predecessor"]
+    finally:
+        tasks_signals.task_finished.disconnect(task_finished)
+        background_task.tasks.signals.task_successful.disconnect(task_successful)
+
+
+def test_our_decorator_takes_the_options_on_every_version_of_django() -> None:
+    task = background_task.task(max_attempts=2, backoff=0, priority=3)(jobs.raises.func)
+    assert (task.max_attempts, task.priority) == (2, 3)
+    assert background_task.task(jobs.add.func).func is jobs.add.func
+
+
+def test_an_option_that_no_backend_has_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'max_attempts'"):
+        background_task.task(max_attemps=2)(jobs.add.func)
+    with pytest.raises(TypeError, match="Did you mean 'max_attempts'"):
+        background(max_attemps=2)(jobs.add.func)
+
+
+@pytest.mark.parametrize("option", ["timeout", "atomic", "unique"])
+def test_an_option_that_is_to_come_is_refused_until_it_works(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} does not work in this version"):
+        background_task.task(**{option: 5})(jobs.add.func)
+    with pytest.raises(ValueError, match=f"{option} does not work in this version"):
+        background(**{option: 5})(jobs.add.func)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"max_attempts": "3"}, "max_attempts"),
+        ({"max_attempts": True}, "max_attempts"),
+        ({"max_losses": -1}, "max_losses"),
+        ({"backoff": -1}, "backoff"),
+        ({"backoff": []}, "backoff"),
+        ({"backoff": "5"}, "backoff"),
+        ({"backoff": [1, float("inf")]}, "backoff"),
+        ({"retry_on": "ValueError"}, "retry_on"),
+        ({"give_up_on": [5]}, "give_up_on"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_cannot_be_meant_is_refused_at_the_declaration(
+    options: dict[str, Any], named: str
+) -> None:
+    for declare in (background, background_task.task):
+        with pytest.raises((TypeError, ValueError), match=named):
+            declare(**options)(jobs.add.func)
+
+
+def failing(error: BaseException) -> Any:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+def delays(proxy: Any, count: int) -> list[float]:
+    """Run the task that waits so many times; return the seconds to each next attempt."""
+    found = []
+    for _ in range(count):
+        assert tasks.run_next_task()
+        row = Task.objects.first()
+        if row is None:
+            break
+        found.append(round((row.run_at - timezone.now()).total_seconds()))
+        make_due()
+    return found
+
+
+def by_attempts(error: BaseException, result: Any) -> float:
+    return float(7 * result.attempts)
+
+
+def giving_up(error: BaseException, result: Any) -> None:
+    return None
+
+
+def broken(error: BaseException, result: Any) -> float:
+    return 1 / 0
+
+
+def named(value: Any) -> str:
+    return ", ".join(f"{key}={getattr(each, '__name__', each)}" for key, each in value.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [6, 21, 86]),
+        ({"backoff": 0}, [0, 0, 0]),
+        ({"backoff": 30}, [30, 30, 30]),
+        ({"backoff": timedelta(minutes=1)}, [60, 60, 60]),
+        ({"backoff": [10, 20]}, [10, 20, 20]),
+        ({"backoff": by_attempts}, [7, 14, 21]),
+        ({"backoff": giving_up}, []),
+        ({"backoff": broken}, [6, 21, 86]),
+        ({"max_attempts": 2, "backoff": 5}, [5]),
+        ({"retry_on": LookupError, "backoff": 5}, [5, 5, 5]),
+        ({"retry_on": [OSError], "backoff": 5}, []),
+        ({"give_up_on": KeyError}, []),
+        ({"give_up_on": [OSError], "backoff": 5}, [5, 5, 5]),
+    ],
+    ids=lambda value: named(value) if isinstance(value, dict) else "",
+)
+def test_the_policy_of_a_task_decides_when_it_is_tried_again(
+    options: dict[str, Any], expected: list[float]
+) -> None:
+    proxy = background("policy", **options)(failing(KeyError("no")))
+    proxy()
+    assert delays(proxy, 3) == expected
+    assert CompletedTask.objects.exists() is (len(expected) < 3)
+
+
+def test_the_options_of_the_backend_hold_where_the_task_says_nothing() -> None:
+    jobs.raises.using(backend="retrying").enqueue("x")
+    assert delays(jobs.raises, 3) == [0, 5]
+    assert CompletedTask.objects.get().attempts == 3
+
+
+def test_a_task_whose_worker_is_lost_runs_again_and_the_loss_is_on_record() -> None:
+    result = jobs.add.enqueue(1)
+    row = Task.objects.get().lock("gone")
+    Task.objects.update(locked_at=timezone.now() - timedelta(days=1))
+    assert tasks.run_next_task()
+    result.refresh()
+    assert (result.status, result.attempts) == (Status.SUCCESSFUL, 2)
+    (error,) = result.errors
+    assert error.exception_class.__name__ == "WorkerLostError"
+    assert row is not None
+    assert result.worker_ids[0] == row.worker_id
+    assert CompletedTask.objects.get().attempts == 1
+
+
+def test_a_task_that_loses_its_worker_too_often_has_failed() -> None:
+    ran: list[int] = []
+    proxy = background("lossy", max_losses=2)(lambda: ran.append(1))
+    proxy()
+    Task.objects.update(losses=2, locked_by="x", locked_at=timezone.now() - timedelta(days=1))
+    assert tasks.run_next_task()
+    done = CompletedTask.objects.get()
+    assert ran == []
+    assert done.failed_at
+    assert "was lost 3 times" in done.last_error
+    assert Attempt.objects.filter(result_id=done.result_id).exists()
+
+
+def test_a_task_outside_any_tasks_module_is_found_by_the_worker() -> None:
+    jobs.add.enqueue(1)
+    known = registry._declared.pop("project.jobs.add")
+    tasks._tasks.pop("project.jobs.add", None)
+    try:
+        assert not tasks.run_next_task()
+        assert registry.resolve("os.path.join") is None
+        assert registry.resolve("project.settings.VENDOR") is None
+    finally:
+        registry._declared["project.jobs.add"] = known
+    Duties(tasks).run_if_due()
+    assert tasks.run_next_task()
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "words"),
+    [
+        ({"MAX_ATEMPTS": 2}, "E005", "Did you mean 'MAX_ATTEMPTS'"),
+        ({"max_attempts": 2}, "E005", "MAX_ATTEMPTS"),
+        ({"TIMEOUT": 5}, "E005", "does not work in this version"),
+        ({"MAX_ATTEMPTS": 0}, "E006", "max_attempts is 0"),
+        ({"RETRY_ON": ["no.such.Error"]}, "E006", "no"),
+        ({"ON_COMMIT": "yes"}, "E006", "ON_COMMIT"),
+        ([], "E006", "is no dict"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_reported_and_refused(options: Any, number: str, words: str) -> None:
+    entry = {"BACKEND": "background_task.backends.DatabaseBackend", "OPTIONS": options}
+    with override_settings(TASKS={"default": entry}):
+        backend = django_tasks.task_backends["default"]
+        (message,) = backend.check()
+        assert message.id == f"background_task.{number}"
+        assert words in f"{message.msg} {message.hint}"
+        with pytest.raises(ImproperlyConfigured):
+            jobs.add.enqueue(1)
+    assert not Task.objects.exists()
+
+
+def test_without_an_entry_of_ours_the_door_of_background_works_all_the_same() -> None:
+    dummy = {"BACKEND": f"{type(django_tasks.task_backends['dummy']).__module__}.DummyBackend"}
+    with override_settings(TASKS={"default": dummy}):
+        result = own.note.enqueue("x")
+        assert tasks.run_next_task()
+        result.refresh()
+        assert result.status == Status.SUCCESSFUL
+
+
+def test_a_name_of_a_row_never_imports_what_is_not_of_the_project() -> None:
+    Task.objects.new_task("antigravity.task").save()
+    Duties(tasks).run_if_due()
+    import sys
+
+    assert "antigravity" not in sys.modules
