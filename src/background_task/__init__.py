@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
+    from django.tasks import Task as DjangoTask
+
     from background_task.api.proxy import TaskProxy
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 __version__ = "2.0.0a1"
 
@@ -21,7 +26,7 @@ __all__ = ["__version__", "background", "current_task", "default_app_config", "t
 
 
 @overload
-def background(name: Callable[..., Any], /) -> TaskProxy: ...
+def background(name: Callable[P, R], /) -> TaskProxy[P, R]: ...
 @overload
 def background(
     name: str | None = None,
@@ -30,7 +35,7 @@ def background(
     remove_existing_tasks: bool = False,
     every: float | timedelta | None = None,
     **options: Any,
-) -> Callable[[Callable[..., Any]], TaskProxy]: ...
+) -> Callable[[Callable[P, R]], TaskProxy[P, R]]: ...
 def background(*args: Any, **kwargs: Any) -> Any:
     """Mark a function as a background task.
 
@@ -49,6 +54,26 @@ def current_task() -> Any:
     return current_task()
 
 
+@overload
+def task(function: Callable[P, R], /) -> DjangoTask[P, R]: ...
+@overload
+def task(
+    *,
+    priority: int = ...,
+    queue_name: str = ...,
+    backend: str = ...,
+    takes_context: Literal[True],
+    **options: Any,
+) -> Callable[[Callable[Concatenate[Any, P], R]], DjangoTask[P, R]]: ...
+@overload
+def task(
+    *,
+    priority: int = ...,
+    queue_name: str = ...,
+    backend: str = ...,
+    takes_context: Literal[False] = ...,
+    **options: Any,
+) -> Callable[[Callable[P, R]], DjangoTask[P, R]]: ...
 def task(*args: Any, **kwargs: Any) -> Any:
     """Django's ``@task`` with the options of this package, on every supported version of Django.
 

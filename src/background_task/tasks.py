@@ -284,9 +284,9 @@ class Tasks:
     """The registry: every function that was marked as a task, by name."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, TaskProxy] = {}
+        self._tasks: dict[str, TaskProxy[..., Any]] = {}
         self._runner: Any = DBTaskRunner()
-        self._task_proxy_class: type[TaskProxy] = TaskProxy
+        self._task_proxy_class: type[TaskProxy[..., Any]] = TaskProxy
         self._bg_runner: Callable[..., None] = bg_runner
         self._pool_runner = PoolRunner(bg_runner, app_settings.BACKGROUND_TASK_ASYNC_THREADS)
 
@@ -318,7 +318,7 @@ class Tasks:
         given = None if callable(name) else name
         policy = retry_policy(options, _KEYWORDS)
 
-        def decorate(function: Callable[..., Any]) -> TaskProxy:
+        def decorate(function: Callable[..., Any]) -> TaskProxy[..., Any]:
             if not callable(function):
                 raise ArgumentTypeError(
                     f"@background marks functions, not {type(function).__name__} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from background_task.api import aliases, startup
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
@@ -15,6 +15,13 @@ from background_task.policies.priorities import mirrored
 from background_task.policies.retries import RetryPolicy
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
+
+if TYPE_CHECKING:
+    from django.tasks import Task as DjangoTask
+    from django.tasks import TaskResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 OPTIONS = (
     "schedule",
@@ -28,7 +35,7 @@ OPTIONS = (
 )
 
 
-class TaskProxy:
+class TaskProxy(Generic[P, R]):
     """A registered task. Calling it stores a row; ``now(...)`` calls the function itself.
 
     Args:
@@ -45,7 +52,7 @@ class TaskProxy:
     def __init__(
         self,
         name: str,
-        task_function: Callable[..., Any],
+        task_function: Callable[P, R],
         schedule: Any,
         queue: str | None,
         remove_existing_tasks: bool,
@@ -141,28 +148,33 @@ class TaskProxy:
             **policy,
         )
 
-    def enqueue(self, *args: Any, **kwargs: Any) -> Any:
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[P, R]:
         """Store a call through Django's door; return its ``TaskResult``.
 
         Every keyword is the function's own: see :meth:`using` for the options.
         """
-        return self.definition.enqueue(*args, **kwargs)
+        result: TaskResult[P, R] = self.definition.enqueue(*args, **kwargs)
+        return result
 
-    async def aenqueue(self, *args: Any, **kwargs: Any) -> Any:
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[P, R]:
         """See :meth:`enqueue`."""
-        return await self.definition.aenqueue(*args, **kwargs)
+        result: TaskResult[P, R] = await self.definition.aenqueue(*args, **kwargs)
+        return result
 
-    def using(self, **options: Any) -> Any:
+    def using(self, **options: Any) -> DjangoTask[P, R]:
         """Return the task with other defaults: priority, queue_name, run_after, backend."""
-        return self.definition.using(**options)
+        task: DjangoTask[P, R] = self.definition.using(**options)
+        return task
 
-    def get_result(self, result_id: str) -> Any:
+    def get_result(self, result_id: str) -> TaskResult[P, R]:
         """Return the result of a task of this function, called through either door."""
-        return self.definition.get_result(result_id)
+        result: TaskResult[P, R] = self.definition.get_result(result_id)
+        return result
 
-    async def aget_result(self, result_id: str) -> Any:
+    async def aget_result(self, result_id: str) -> TaskResult[P, R]:
         """See :meth:`get_result`."""
-        return await self.definition.aget_result(result_id)
+        result: TaskResult[P, R] = await self.definition.aget_result(result_id)
+        return result
 
     @property
     def declared_hash(self) -> str:
@@ -204,7 +216,7 @@ def check_every(name: str, function: Callable[..., Any], every: Any) -> int:
     return seconds
 
 
-class DeclaredTask(TaskProxy):
+class DeclaredTask(TaskProxy[..., Any]):
     """Stands in for a function that Django's ``@task`` has declared, so that the worker runs it."""
 
     def __init__(self, task: Any, runner: Any) -> None:

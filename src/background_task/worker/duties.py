@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.db import router
@@ -81,7 +81,7 @@ class Duties:
                 self._try(f"keep the chain of {proxy.name}", partial(self._keep, proxy))
         self._try("end chains that are no longer declared", partial(self._end, declared))
 
-    def _keep(self, proxy: TaskProxy) -> None:
+    def _keep(self, proxy: TaskProxy[..., Any]) -> None:
         wanted = proxy.declared_task()
         row, is_new = chains.ensure(
             wanted,

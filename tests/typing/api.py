@@ -1,0 +1,78 @@
+"""What a project that checks its types strictly sees; ``scripts/check`` runs mypy over it.
+
+A line that is to be an error carries the ``type: ignore`` for it: where it is none, mypy complains
+of an ignore that is not needed.
+"""
+
+from typing import assert_type
+
+from django.tasks import Task as DjangoTask
+from django.tasks import TaskResult
+from django.tasks import task as django_task
+
+from background_task import background, task
+from background_task.api.proxy import TaskProxy
+from background_task.models import Task
+from background_task.testing import run_due_tasks
+
+
+@background
+def bare(number: int) -> str:
+    return str(number)
+
+
+@background(schedule=60, max_attempts=3)
+def with_options(number: int) -> str:
+    return str(number)
+
+
+@django_task
+def djangos(number: int) -> str:
+    return str(number)
+
+
+@task(max_attempts=3, backoff=[1, 2])
+def ours(number: int) -> str:
+    return str(number)
+
+
+@task(takes_context=True, max_attempts=3)
+def with_context(context: object, number: int) -> str:
+    return str(number)
+
+
+# The proxy keeps the types of the function; a call of it may carry options beside them.
+assert_type(bare.now(1), str)
+assert_type(bare(1, schedule=60), Task | None)
+bare.now("one")  # type: ignore[arg-type]
+
+# Both doors check the arguments of enqueue, and the return type flows into the result.
+assert_type(bare.enqueue(1).return_value, str)
+assert_type(with_options.enqueue(1).return_value, str)
+assert_type(djangos.enqueue(1).return_value, str)
+assert_type(ours.enqueue(number=1).return_value, str)
+assert_type(with_context.enqueue(1).return_value, str)
+assert_type(bare.get_result("id").return_value, str)
+assert_type(bare.using(priority=5).enqueue(1).return_value, str)
+bare.enqueue("one")  # type: ignore[arg-type]
+with_options.enqueue()  # type: ignore[call-arg]
+djangos.enqueue("one")  # type: ignore[arg-type]
+ours.enqueue("one")  # type: ignore[arg-type]
+ours.enqueue(1, 2)  # type: ignore[call-arg]
+with_context.enqueue("one")  # type: ignore[arg-type]
+
+
+async def inside() -> None:
+    assert_type((await bare.aenqueue(1)).return_value, str)
+    await ours.aenqueue("one")  # type: ignore[arg-type]
+
+
+def passed_on(
+    proxy: TaskProxy[[int], str], other: DjangoTask[[int], str]
+) -> TaskResult[[int], str]:
+    proxy.enqueue("one")  # type: ignore[arg-type]
+    return other.enqueue(1)
+
+
+passed_on(bare, ours)
+assert_type([each.name for each in run_due_tasks()], list[str])
