@@ -16,15 +16,16 @@ from support import TESTS
 CACHE = TESTS.parent / ".cache"
 PREDECESSOR = "django-background-tasks==1.2.8"
 FORK = "django4-background-tasks==1.2.10"
+TASKS_DB = "django-tasks-db==0.13.0"
 DRIVERS = ["psycopg[binary]", "PyMySQL"]
 
 
-def python_with(distribution: str) -> str:
+def python_with(distribution: str, *more: str) -> str:
     """Return the interpreter of an environment with the Python and the Django of this run.
 
     It is kept for the next run, and skips the test when the distribution cannot be had.
     """
-    packages = [distribution, f"Django=={django.get_version()}", *DRIVERS]
+    packages = [distribution, *more, f"Django=={django.get_version()}", *DRIVERS]
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     name = f"{distribution.replace('==', '-')}-python{version}-django{django.get_version()}"
     home = CACHE / name

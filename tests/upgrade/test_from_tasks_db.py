@@ -1,0 +1,133 @@
+"""What waits in the tables of the real django-tasks-db goes on with this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import django
+import pytest
+from environments import TASKS_DB, python_with
+from legacy import Database
+from support import TESTS
+
+OURS = "background_task.backends.DatabaseBackend"
+THEIRS = "django_tasks_db.DatabaseBackend"
+SOURCE = str(Path(TESTS).parent / "src")
+START = "import django; django.setup(); from tasks_db_project.tasks import write; import json; "
+
+
+class Project:
+    """The project in an environment with both packages."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        more = [] if django.VERSION >= (6, 0) else ["django-tasks"]
+        database.pythons["both"] = python_with(TASKS_DB, *more)
+
+    def environment(self, backend: str) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "tasks_db_project.settings",
+            "FIRST_ON_PATH": SOURCE,
+            "TEST_BACKEND": backend,
+        }
+
+    def manage(self, backend: str, *arguments: str) -> str:
+        return self.database.manage("both", *arguments, **self.environment(backend))
+
+    def ask(self, backend: str, code: str) -> Any:
+        printed = self.database.run("both", "-c", START + code, **self.environment(backend))
+        return json.loads(printed.splitlines()[-1])
+
+    def start(self, backend: str, *arguments: str) -> subprocess.Popen[str]:
+        return self.database.start("both", "-m", "django", *arguments, **self.environment(backend))
+
+    def notes(self) -> list[str]:
+        return sorted(text for (text,) in self.database.query("SELECT text FROM project_note"))
+
+
+ENQUEUE = """
+from datetime import timedelta
+from django.utils import timezone
+later = timezone.now() + timedelta(hours=1)
+ids = [
+    write.enqueue("finished").id,
+    write.enqueue("plain", {"a": [1, "ñ"]}).id,
+    write.using(priority=7, queue_name="mail").enqueue(word="mail").id,
+    write.using(run_after=later).enqueue("later").id,
+    write.enqueue("running").id,
+]
+from django_tasks_db.models import DBTaskResult
+DBTaskResult.objects.filter(id=ids[0]).update(status="SUCCESSFUL")
+DBTaskResult.objects.filter(id=ids[4]).update(status="RUNNING")
+print(json.dumps(ids))
+"""
+ROWS = """
+from background_task.models import Task
+names = ("task_name", "task_params", "priority", "queue", "backend", "attempts", "locked_by")
+print(json.dumps({str(row.result_id): [getattr(row, name) for name in names] + [
+    row.run_at > row.enqueued_at] for row in Task.objects.all()}))
+"""
+LEFT = """
+from django_tasks_db.models import DBTaskResult
+print(json.dumps(sorted(DBTaskResult.objects.values_list("status", flat=True))))
+"""
+
+
+@pytest.fixture
+def moving(database: Database) -> Project:
+    """The project with its tables, and with tasks in each state in those of django-tasks-db."""
+    project = Project(database)
+    project.manage(THEIRS, "migrate")
+    return project
+
+
+def test_waiting_tasks_are_moved_with_their_ids_and_run_once(moving: Project) -> None:
+    _, plain, mail, later, running = moving.ask(THEIRS, ENQUEUE)
+    assert "3 task(s) to import" in moving.manage(OURS, "import_django_tasks_db", "--dry-run")
+    printed = moving.manage(OURS, "import_django_tasks_db")
+    assert "3 task(s) imported" in printed
+    assert "1 task(s) are marked as running" in printed
+    assert "0 task(s) imported" in moving.manage(OURS, "import_django_tasks_db")
+    name = "tasks_db_project.tasks.write"
+    parameters = json.dumps([["plain", {"a": [1, "ñ"]}], {}])
+    assert moving.ask(OURS, ROWS) == {
+        plain: [name, parameters, 0, "default", "default", 0, None, False],
+        mail: [name, '[[], {"word": "mail"}]', 7, "mail", "default", 0, None, False],
+        later: [name, '[["later"], {}]', 0, "default", "default", 0, None, True],
+    }
+    assert moving.ask(OURS, LEFT) == ["RUNNING", "SUCCESSFUL"]
+
+    moving.manage(OURS, "process_tasks", "--duration", "2", "--sleep", "0.1")
+    assert moving.notes() == sorted([parameters, '[[], {"word": "mail"}]'])
+    asked = f"print(json.dumps([write.get_result({plain!r}).return_value, write.get_result("
+    assert moving.ask(OURS, f"{asked}{later!r}).status]))") == [2, "READY"]
+
+    printed = moving.manage(OURS, "import_django_tasks_db", "--include-running")
+    assert "1 task(s) imported" in printed
+    moving.manage(OURS, "process_tasks", "--duration", "2", "--sleep", "0.1")
+    assert '[["running"], {}]' in moving.notes()
+    assert moving.ask(OURS, f"print(json.dumps(write.get_result({running!r}).attempts))") == 1
+
+
+def test_workers_of_both_packages_and_the_import_at_once_run_each_task_once(
+    moving: Project,
+) -> None:
+    if moving.database._connection.vendor == "sqlite":
+        moving.database.query("PRAGMA journal_mode=WAL")
+    moving.ask(THEIRS, "[write.enqueue(n) for n in range(300)]; print(json.dumps(None))")
+    theirs = moving.start(THEIRS, "db_worker", "--batch", "--no-startup-delay")
+    ours = moving.start(OURS, "process_tasks", "--duration", "8", "--sleep", "0.1")
+    moving.manage(OURS, "import_django_tasks_db")
+    assert theirs.wait(60) == 0, theirs.communicate()
+    assert ours.wait(60) == 0, ours.communicate()
+    moving.manage(OURS, "import_django_tasks_db")
+    moving.manage(OURS, "process_tasks", "--duration", "3", "--sleep", "0.1")
+    assert moving.notes() == sorted(json.dumps([[n], {}]) for n in range(300))
+
+
+def test_without_the_old_app_the_import_says_what_to_do(database: Database) -> None:
+    printed = database.manage("ours", "import_django_tasks_db", ok=False)
+    assert "django_tasks_db is not in INSTALLED_APPS" in printed
