@@ -197,3 +197,16 @@ def test_a_broken_statement_in_a_task_leaves_the_test_usable() -> None:
         assert len(run_due_tasks(raise_errors=False)) == 1
         own.note("on")
         assert len(run_due_tasks()) == 1
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_test_that_freezes_pythons_clock_freezes_the_queue(
+    monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    moved = timezone.now() + timedelta(hours=hours)
+    own.note("before", schedule=3600)
+    monkeypatch.setattr(timezone, "now", lambda: moved)
+    own.note("frozen")
+    own.note("frozen, and later", schedule=60)
+    ran = [each.args[0] for each in run_due_tasks()]
+    assert ran == (["before", "frozen"] if hours > 0 else ["frozen"])

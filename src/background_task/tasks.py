@@ -170,7 +170,8 @@ def _record_failure(
         logger.exception("The failure of %s could not be recorded; trying without its hooks", task)
         task.__dict__.update(claimed)
         try:
-            finish.set_aside(task, task._extract_error(type(reason), reason, reason.__traceback__))
+            text = task._extract_error(type(reason), reason, reason.__traceback__)
+            finish.set_aside(task, error, text)
         except Exception:
             logger.exception(
                 "%s stays locked until MAX_RUN_TIME is over, and then runs again", task

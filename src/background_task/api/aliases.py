@@ -23,6 +23,11 @@ def own_alias() -> str:
     return IMPLICIT
 
 
+def exists(alias: str) -> bool:
+    """Tell whether there is a backend of this alias."""
+    return alias == IMPLICIT or alias in (getattr(settings, "TASKS", None) or {})
+
+
 def backend(alias: str) -> Any:
     """Return the backend of an alias.
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from asgiref.sync import sync_to_async
+
 from background_task._compat import django_tasks, tasks_base
-from background_task.api import aliases, options
+from background_task.api import aliases, options, registry
 from background_task.exceptions import ArgumentTypeError
 from background_task.policies.retries import Backoff, Classes, RetryPolicy
 
@@ -34,7 +36,7 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
     stored_name: str | None = None
 
     def __post_init__(self) -> None:
-        options.refuse_what_is_to_come({"timeout": self.timeout} if self.timeout else {})
+        options.refuse_what_is_to_come({} if self.timeout is None else {"timeout": self.timeout})
         checked = RetryPolicy(**{name: getattr(self, name) for name in POLICY})
         for name in POLICY:
             object.__setattr__(self, name, getattr(checked, name))
@@ -44,6 +46,12 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
     def get_backend(self) -> Any:
         """Return the backend of the alias."""
         return aliases.backend(self.backend)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled and copied by the path of the function, on every version of Django."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["func"]
+        return _restored, (self.module_path, values)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -69,6 +77,24 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
                 )
         backend: Any = self.get_backend()
         return backend.enqueue_many(triples)  # type: ignore[no-any-return]
+
+    async def aenqueue_many(
+        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+    ) -> list[Any]:
+        """See :meth:`enqueue_many`."""
+        return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
+
+
+def _restored(path: str, values: dict[str, Any]) -> Task:
+    found = registry.find(path)
+    # What stands at the path is the function, or what a decorator has made of it.
+    function = getattr(found, "task_function", None) or getattr(found, "func", found)
+    if function is None:
+        raise ValueError(f"There is no task at {path!r}.")
+    task = object.__new__(Task)
+    for name, value in {"func": function, **values}.items():
+        object.__setattr__(task, name, value)
+    return task
 
 
 def unchecked(task: Any, **changes: Any) -> Any:

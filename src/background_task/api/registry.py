@@ -5,14 +5,22 @@ Declaring happens while modules are imported, before models can be loaded, so th
 
 from __future__ import annotations
 
+import logging
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 
+from background_task import _compat
+
+logger = logging.getLogger("background_task.tasks")
+
 _declared: dict[str, Any] = {}
 _proxies: dict[str, Any] = {}
+_broken: set[str] = set()
 
 
 def declare(task: Any) -> None:
@@ -45,13 +53,48 @@ def resolve(name: str) -> Any | None:
     be able to make the worker import anything that happens to be on the path.
     """
     if name not in _declared:
-        module = name.rpartition(".")[0]
-        if _is_of_the_project(module):
-            try:
-                import_module(module)
-            except ImportError:
-                return None
+        task = find(name)
+        if (
+            _compat.HAS_TASKS
+            and isinstance(task, _compat.tasks_base.Task)
+            and task.module_path == name
+        ):
+            _declared.setdefault(name, task)
     return _declared.get(name)
+
+
+def find(path: str) -> Any | None:
+    """Return what a dotted path names in a module of the project; None if there is nothing."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = _imported(".".join(parts[:length]))
+        if module is not None:
+            found: Any = module
+            for part in parts[length:]:
+                found = getattr(found, part, None)
+            return found
+    return None
+
+
+def _imported(name: str) -> ModuleType | None:
+    if name in sys.modules:
+        return sys.modules[name]
+    if not _is_of_the_project(name) or name in _broken:
+        return None
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            _report(name)
+    except Exception:
+        _report(name)
+    return None
+
+
+def _report(module: str) -> None:
+    """Say once why a module that a row names cannot be imported; the rows wait."""
+    _broken.add(module)
+    logger.exception("%s cannot be imported: its tasks wait until it is mended.", module)
 
 
 def _is_of_the_project(module: str) -> bool:

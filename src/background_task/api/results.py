@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from background_task._compat import normalize_json, tasks_base
-from background_task.api import definitions
+from background_task.api import aliases, definitions
 from background_task.policies.priorities import mirrored
 from background_task.settings import app_settings
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Status = tasks_base.TaskResultStatus
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 UNKNOWN_WORKER = "unknown"
+
+# What any of the databases takes in one statement, as it is set up by default.
+LARGEST_VALUE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +77,16 @@ def of_live_row(row: Row, task: Any, log: list[Attempt]) -> Any:
         log: its attempts that did not succeed, in order.
     """
     runs = row.locked_by is not None
+    failed = not runs and row.failed_at is not None  # it could not be moved to the history
     current = [row.worker_id or row.locked_by or ""] if runs else []
     return _result(
         row,
         task,
         log,
-        status=Status.RUNNING if runs else Status.READY,
+        status=Status.RUNNING if runs else Status.FAILED if failed else Status.READY,
         workers=current,
         last_attempted_at=row.locked_at if runs else None,
-        finished_at=None,
+        finished_at=row.failed_at if failed else None,
     )
 
 
@@ -129,13 +133,15 @@ def _result(
     before = [each.worker_id for each in log]
     # Attempts that the predecessor made have left no name.
     missing = (row.attempts or 0) - len(before) - (1 if finished_at and workers else 0)
+    # An alias that is configured no more has no backend to ask again.
+    alias = row.backend if row.backend and aliases.exists(row.backend) else task.backend
     return TaskResult(
         task=definitions.unchecked(
             task,
             priority=mirrored(row.priority, ascending=app_settings.is_ascending()),
             queue_name=row.queue or "default",
             run_after=row.run_at if _is_deferred(row) and finished_at is None else None,
-            backend=row.backend or task.backend,
+            backend=alias,
         ),
         id=str(row.result_id),
         status=status,
@@ -145,7 +151,7 @@ def _result(
         last_attempted_at=last_attempted_at or (log[-1].started_at if log else None),
         args=args,
         kwargs=kwargs,
-        backend=row.backend or task.backend,
+        backend=alias,
         errors=errors,
         worker_ids=[UNKNOWN_WORKER] * max(missing, 0) + before + workers,
     )
@@ -165,10 +171,15 @@ def encode(value: Any, *, strict: bool) -> str | None:
     Raises:
         TypeError, ValueError: Django's own, when ``strict``.
     """
+    if value is None:
+        return None
     try:
-        return json.dumps(normalize_json(value)) if value is not None else None
-    except (TypeError, ValueError, RecursionError) as error:
+        text = json.dumps(normalize_json(value))
+        if len(text) > LARGEST_VALUE:
+            raise ValueError(f"It is {len(text)} characters long; {LARGEST_VALUE} can be stored.")
+    except Exception as error:
         if strict:
             error.add_note("The task has run, but what it returned cannot be stored as JSON.")
             raise
         return None
+    return text

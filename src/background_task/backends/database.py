@@ -75,7 +75,9 @@ class DatabaseBackend(BaseTaskBackend):
         Args:
             calls: a task, its positional arguments and its keyword arguments, for each call.
         """
-        return self._store(list(calls))
+        return self._store(
+            [(getattr(task, "definition", task), args, kwargs) for task, args, kwargs in calls]
+        )
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[Any]:
         """See :meth:`enqueue_many`."""
@@ -84,7 +86,7 @@ class DatabaseBackend(BaseTaskBackend):
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
     def _store(self, calls: list[Call]) -> list[Any]:
-        from django.db import router, transaction
+        from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 
         from background_task.models import Task as Row
         from background_task.storage import enqueue
@@ -107,16 +109,22 @@ class DatabaseBackend(BaseTaskBackend):
             enqueue.insert([row for row, _ in pairs])
             for row, result in pairs:
                 object.__setattr__(result, "enqueued_at", row.enqueued_at)
-                signals.task_created.send(sender=type(self), task=row)
                 tasks_signals.task_enqueued.send(type(self), task_result=result)
+            try:
+                for row, _ in pairs:
+                    signals.task_created.send(sender=type(self), task=row)
+            finally:
+                if app_settings.BACKGROUND_TASK_EAGER:
+                    for _, result in pairs:
+                        result.refresh()
 
         if now:
             store(now)
-        if app_settings.BACKGROUND_TASK_EAGER:
-            for _, result in now:
-                result.refresh()
         if later:
-            transaction.on_commit(partial(store, later), using=router.db_for_write(Row))
+            # The transaction that matters to the caller is that of his own tables.
+            own = connections[DEFAULT_DB_ALIAS].in_atomic_block
+            using = DEFAULT_DB_ALIAS if own else router.db_for_write(Row)
+            transaction.on_commit(partial(store, later), using=using)
         return results
 
     def _row(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Row:

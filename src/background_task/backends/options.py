@@ -11,13 +11,10 @@ from django.utils.module_loading import import_string
 
 from background_task.api.options import TO_COME, did_you_mean
 from background_task.exceptions import BackgroundTaskError
-from background_task.policies.retries import RetryPolicy
+from background_task.policies.retries import ONCE, RetryPolicy
 
 POLICY = ("MAX_ATTEMPTS", "BACKOFF", "RETRY_ON", "GIVE_UP_ON", "MAX_LOSSES")
 KNOWN = (*POLICY, "ON_COMMIT")
-
-# Django promises no retry of a task; whoever wants one asks for it.
-ONCE = RetryPolicy(max_attempts=1)
 
 
 class Options:

@@ -11,8 +11,9 @@ from background_task import signals
 from background_task._compat import HAS_TASKS
 from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask
+from background_task.exceptions import BackgroundTaskError
 from background_task.models import Task
-from background_task.policies.retries import RetryPolicy
+from background_task.policies.retries import ONCE, RetryPolicy, check_seconds
 from background_task.storage import lookup
 
 logger = logging.getLogger("background_task.tasks")
@@ -37,7 +38,17 @@ class Notices:
         own: RetryPolicy = getattr(self._proxy, "policy", None) or RetryPolicy()
         if self._alias is None or not isinstance(self._proxy, DeclaredTask):
             return own
-        return own.over(self._backend.policy)
+        try:
+            return own.over(getattr(self._backend, "policy", ONCE))
+        except Exception as error:
+            logger.error(
+                "The backend %r of %s cannot be asked for its retry policy, so the task is tried "
+                "once unless it says more itself: %s",
+                self._alias,
+                self._row,
+                error,
+            )
+            return own.over(ONCE)
 
     @cached_property
     def _backend(self) -> Any:
@@ -56,7 +67,10 @@ class Notices:
         aliases.require_tasks()
         from background_task.api import results
 
-        assert self._row is not None
+        if self._row is None:
+            raise BackgroundTaskError(
+                "A function that is run by its name, without a row, has no context."
+            )
         return results.of_live_row(self._row, self._proxy.definition, lookup.log_of(self._row))
 
     def announce_start(self) -> None:
@@ -90,9 +104,11 @@ class Notices:
         if self._row is None or self._row.result_id is None:
             return None
         found = lookup.by_result_id(self._row.result_id)
-        if found is None or found.finished is None:
-            return None
-        return results.of_finished_row(found.finished, self._proxy.definition, found.log)
+        if found is not None and found.finished is not None:
+            return results.of_finished_row(found.finished, self._proxy.definition, found.log)
+        if found is not None and found.live is not None and found.live.failed_at:
+            return results.of_live_row(found.live, self._proxy.definition, found.log)
+        return None
 
     def ask_backoff(self, error: BaseException) -> tuple[float | None] | None:
         """Return what the task's ``backoff`` answers; None where it is no callable."""
@@ -101,7 +117,7 @@ class Notices:
             return None
         try:
             seconds = backoff(error, self.running() if HAS_TASKS else None)
-            return (None,) if seconds is None else (float(seconds),)
-        except Exception:
+            return (None,) if seconds is None else (check_seconds("What backoff returns", seconds),)
+        except BaseException:  # not even sys.exit() in it may lose the failure
             logger.exception("The backoff of %s has failed; it waits as by default", self._row)
             return None

@@ -158,3 +158,7 @@ def _classes(argument: str, value: Any) -> Classes | None:
                 f"{argument} must be an exception class or a list of them, not {each!r:.80}."
             )
     return classes
+
+
+# Django promises no retry of a task; whoever wants one asks for it.
+ONCE = RetryPolicy(max_attempts=1)

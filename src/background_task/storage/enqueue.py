@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from django.db import router, transaction
 
@@ -10,6 +10,7 @@ from background_task.models import Task
 
 # So many rows to a statement at most; Django takes fewer where the database limits parameters.
 BATCH = 1000
+LARGEST_STATEMENT = 1_000_000
 
 
 def insert(rows: Sequence[Task]) -> None:
@@ -21,4 +22,28 @@ def insert(rows: Sequence[Task]) -> None:
     for row in rows:
         row.prepare()
     with transaction.atomic(using=using):
-        Task.objects.using(using).bulk_create(rows, batch_size=BATCH)
+        for batch in _batches(rows):
+            Task.objects.using(using).bulk_create(batch)
+            if batch[0].pk is None:  # MySQL tells no keys
+                _read_keys(using, batch)
+
+
+def _batches(rows: Sequence[Task]) -> Iterator[list[Task]]:
+    batch: list[Task] = []
+    size = 0
+    for row in rows:
+        size += len(row.task_params)
+        if batch and (len(batch) == BATCH or size > LARGEST_STATEMENT):
+            yield batch
+            batch, size = [], len(row.task_params)
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _read_keys(using: str, rows: list[Task]) -> None:
+    ids = [row.result_id for row in rows]
+    stored = Task.objects.using(using).filter(result_id__in=ids).values_list("result_id", "pk")
+    keys = dict(stored)
+    for row in rows:
+        row.pk = keys[row.result_id]

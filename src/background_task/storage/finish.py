@@ -121,23 +121,35 @@ def snapshot(task: models.Model) -> dict[str, Any]:
     }
 
 
-def set_aside(task: Task, error: str) -> bool:
+def set_aside(task: Task, error: BaseException, text: str) -> bool:
     """Put off a run whose failure could not be recorded as it should; False when it is not ours.
 
     No receiver and no method of a project is asked, since one of them is the likely reason. After
     the last attempt the row stays where it is, failed, and is not run again.
+
+    Args:
+        task: the row as it was claimed.
+        error: what the run raised.
+        text: the traceback to store.
     """
     delay = task.policy.delay(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
     limit = task.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
     values = {
         "attempts": F("attempts") + 1,
-        "last_error": error,
+        "last_error": text,
         "run_at": vendors.now(task.database) + delay,
         "state": State.SCHEDULED,
+        "locked_by": None,
+        "locked_at": None,
     }
-    if task.attempts + 1 >= limit:
+    if task.attempts + 1 >= limit or task.policy.gives_up(error, task.attempts + 1):
         values["failed_at"] = vendors.now(task.database)
-    free = {"locked_by": None, "locked_at": None}
-    return persevere(
-        task.database, "put off a task", lambda: bool(task.held().update(**free, **values))
-    )
+
+    def verb() -> bool:
+        with transaction.atomic(using=task.database):
+            if not task.held().update(**values):
+                return False
+            attempts.record(task, error, task._extract_error(type(error), error, None))
+            return True
+
+    return persevere(task.database, "put off a task", verb)

@@ -1,0 +1,243 @@
+"""Aliases, modules, answers and values that mean no good to Django's door."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.db.models.signals import post_save
+from django.test import override_settings
+from project import jobs
+from project import tasks as own
+
+import background_task
+from background_task import background
+from background_task._compat import django_tasks, tasks_base, tasks_signals
+from background_task.api import registry
+from background_task.models import Attempt, CompletedTask, Task
+from background_task.tasks import tasks
+from background_task.testing import eager_tasks
+from background_task.worker.duties import Duties
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Status = tasks_base.TaskResultStatus
+OURS = "background_task.backends.DatabaseBackend"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("entry", [None, {"BACKEND": OURS, "OPTIONS": {"NONSENSE": 1}}, "dummy"])
+def test_a_row_whose_alias_is_gone_or_wrong_runs_once_and_harms_nobody(
+    entry: Any, fails: bool, settings: Any
+) -> None:
+    task = jobs.raises if fails else jobs.add
+    result = task.using(backend="retrying").enqueue("x")
+    others = {name: each for name, each in settings.TASKS.items() if name != "retrying"}
+    if entry == "dummy":
+        entry = settings.TASKS["dummy"]
+    with override_settings(TASKS=others | ({"retrying": entry} if entry else {})):
+        assert tasks.run_next_task()
+        found = jobs.add.get_backend().get_result(result.id)
+        assert found.status == (Status.FAILED if fails else Status.SUCCESSFUL) or not fails
+        if entry is None:
+            found.refresh()
+    assert not Task.objects.exists()
+    assert CompletedTask.objects.get().attempts == 1
+
+
+def leaves(error: BaseException, result: Any) -> float:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "answer", [leaves, lambda e, r: float("nan"), lambda e, r: "5", lambda e, r: -5], ids=range(4)
+)
+def test_an_odd_answer_of_a_backoff_loses_nothing(answer: Any) -> None:
+    proxy = background("odd", max_attempts=3, backoff=answer)(jobs.raises.func)
+    row = proxy("the reason")
+    assert tasks.run_next_task()
+    result = proxy.get_result(str(row.result_id))
+    assert (result.status, result.attempts) == (Status.READY, 1)
+    assert result.errors[0].exception_class is LookupError
+    assert "the reason" in Task.objects.get().last_error
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Write modules of this project that nobody has imported yet."""
+    package = sys.modules["project"]
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    names: list[str] = []
+
+    def write(name: str, code: str) -> None:
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(code)
+
+    yield write
+    for name in names:
+        sys.modules.pop(f"project.{name}", None)
+        registry._broken.discard(f"project.{name}")
+        for known in [each for each in registry._declared if f".{name}." in each]:
+            del registry._declared[known]
+            tasks._tasks.pop(known, None)
+
+
+TASK = f"from {django_tasks.__name__} import task\n"
+
+
+def test_a_module_that_cannot_be_imported_stops_no_other_and_says_why(
+    modules: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    modules("a_broken", "raise RuntimeError('the true cause')\n")
+    modules("b_broken", "import there_is_no_such_thing\n")
+    modules("c_sound", TASK + "@task\ndef t(): return 1\n")
+    for name in ("a_broken", "b_broken", "c_sound"):
+        Task.objects.new_task(f"project.{name}.t").save()
+    for _ in range(2):
+        Duties(tasks).run_if_due()
+    assert tasks.run_next_task()
+    assert not tasks.run_next_task()
+    assert CompletedTask.objects.get().task_name == "project.c_sound.t"
+    assert caplog.text.count("RuntimeError: the true cause") == 1
+    assert caplog.text.count("Error: No module named 'there_is_no_such_thing'") == 1
+
+
+def test_a_task_declared_for_another_backend_is_found_by_a_worker_too(modules: Any) -> None:
+    modules("elsewhere", TASK + "@task(backend='immediate')\ndef t(): return 1\n")
+    modules("inside", TASK + "class K:\n    @task\n    def t(): return 1\n")
+    for name in ("elsewhere.t", "inside.K.t"):
+        Task.objects.new_task(f"project.{name}").save()
+    Duties(tasks).run_if_due()
+    assert tasks.run_next_task()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.succeeded().count() == 2
+
+
+class Trap(Mapping[str, Any]):
+    """Looks like a dict until somebody looks."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError
+
+    def __iter__(self) -> Any:
+        raise RuntimeError
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("value", [Trap(), "x" * 2_000_000, {1, 2}], ids=["trap", "huge", "set"])
+def test_a_return_value_that_cannot_be_stored_does_no_harm_under_background(value: Any) -> None:
+    background("returns")(lambda: value)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.get().return_value is None
+
+
+def test_a_return_value_that_is_too_large_fails_a_task_of_djangos_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(jobs.RETURNED, "huge", "x" * 2_000_000)
+    result = jobs.returns.enqueue("huge")
+    assert tasks.run_next_task()
+    result.refresh()
+    assert result.status == Status.FAILED
+    assert "1000000 can be stored" in result.errors[0].traceback
+
+
+def test_a_final_failure_that_cannot_reach_the_history_is_a_failure_all_the_same() -> None:
+    def refuse(**kwargs: Any) -> None:
+        raise RuntimeError("not here")
+
+    heard = []
+
+    def finished(task_result: Any, **kwargs: Any) -> None:
+        heard.append(task_result.status)
+
+    result = jobs.raises.enqueue("x")
+    post_save.connect(refuse, sender=CompletedTask)
+    tasks_signals.task_finished.connect(finished)
+    try:
+        assert tasks.run_next_task()
+    finally:
+        post_save.disconnect(refuse, sender=CompletedTask)
+        tasks_signals.task_finished.disconnect(finished)
+    result.refresh()
+    assert result.status == Status.FAILED
+    assert result.finished_at
+    assert result.errors[0].exception_class is LookupError
+    assert heard == [Status.FAILED]
+    assert not tasks.run_next_task()
+
+
+def test_results_of_both_doors_can_be_copied_and_pickled() -> None:
+    for result in (own.note.enqueue("x"), jobs.add.enqueue(1)):
+        for again in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+            assert (again.id, again.task.func) == (result.id, result.task.func)
+            assert again.task == result.task
+            again.refresh()
+
+
+def test_in_eager_mode_enqueueing_is_announced_first_and_results_are_fresh() -> None:
+    heard: list[str] = []
+
+    def enqueued(**kwargs: Any) -> None:
+        heard.append("enqueued")
+
+    def started(**kwargs: Any) -> None:
+        heard.append("started")
+
+    tasks_signals.task_enqueued.connect(enqueued)
+    tasks_signals.task_started.connect(started)
+    deferred = background_task.task(on_commit=True)(jobs.add.func)
+    try:
+        with eager_tasks():
+            jobs.add.enqueue(1)
+            with transaction.atomic():
+                result = deferred.enqueue(1, 2)
+            assert result.return_value == 3
+            assert [each.return_value for each in jobs.add.enqueue_many([(1,), (2,)])] == [1, 2]
+    finally:
+        tasks_signals.task_enqueued.disconnect(enqueued)
+        tasks_signals.task_started.disconnect(started)
+    assert heard[:2] == ["enqueued", "started"]
+
+
+def test_many_large_calls_are_cut_into_statements_that_the_database_takes() -> None:
+    jobs.add.enqueue_many([("x" * 20_000,)] * 1500)
+    assert Task.objects.count() == 1500
+
+
+def test_many_calls_have_their_keys_where_the_database_does_not_tell_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from django.db import connection
+
+    monkeypatch.setattr(connection.features, "can_return_rows_from_bulk_insert", False)
+    with eager_tasks():
+        results = jobs.add.enqueue_many([(1,), (2,)])
+    assert [result.return_value for result in results] == [1, 2]
+
+
+def test_many_calls_may_be_of_functions_of_background() -> None:
+    backend: Any = jobs.add.get_backend()
+    backend.enqueue_many([(own.note, ["x"], {}), (jobs.add, [1], {})])
+    assert Task.objects.count() == 2
+
+
+def test_a_timeout_of_nothing_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="timeout does not work"):
+        background_task.task(timeout=0)(jobs.add.func)
+
+
+def test_the_log_of_a_task_that_is_retried_has_one_row_for_each_failure() -> None:
+    jobs.raises.using(backend="retrying").enqueue("x")
+    for count in (1, 2):
+        assert tasks.run_next_task()
+        assert Attempt.objects.count() == count
+        Task.objects.update(run_at=Task.objects.get().enqueued_at)
