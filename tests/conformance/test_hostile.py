@@ -218,7 +218,7 @@ def test_many_calls_have_their_keys_where_the_database_does_not_tell_them(
 ) -> None:
     from django.db import connection
 
-    monkeypatch.setattr(connection.features, "can_return_rows_from_bulk_insert", False)
+    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)
     with eager_tasks():
         results = jobs.add.enqueue_many([(1,), (2,)])
     assert [result.return_value for result in results] == [1, 2]
