@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import django
 import pytest
 from environments import TASKS_DB, python_with
 from legacy import Database
-from support import TESTS
+from support import TESTS, wait_until
 
 OURS = "background_task.backends.DatabaseBackend"
 THEIRS = "django_tasks_db.DatabaseBackend"
@@ -43,6 +45,17 @@ class Project:
 
     def start(self, backend: str, *arguments: str) -> subprocess.Popen[str]:
         return self.database.start("both", "-m", "django", *arguments, **self.environment(backend))
+
+    def work(self, until: Callable[[], bool]) -> None:
+        """Let our worker run until something is so."""
+        child = self.start(OURS, "process_tasks", "--sleep", "0.1")
+        wait_until(until, timeout=90)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0, child.communicate()
+
+    def waiting(self) -> int:
+        """How many tasks are in our table."""
+        return int(self.database.query("SELECT count(*) FROM background_task")[0][0])
 
     def notes(self) -> list[str]:
         return sorted(text for (text,) in self.database.query("SELECT text FROM project_note"))
@@ -100,14 +113,14 @@ def test_waiting_tasks_are_moved_with_their_ids_and_run_once(moving: Project) ->
     }
     assert moving.ask(OURS, LEFT) == ["RUNNING", "SUCCESSFUL"]
 
-    moving.manage(OURS, "process_tasks", "--duration", "2", "--sleep", "0.1")
+    moving.work(lambda: moving.waiting() == 1)
     assert moving.notes() == sorted([parameters, '[[], {"word": "mail"}]'])
     asked = f"print(json.dumps([write.get_result({plain!r}).return_value, write.get_result("
     assert moving.ask(OURS, f"{asked}{later!r}).status]))") == [2, "READY"]
 
     printed = moving.manage(OURS, "import_django_tasks_db", "--include-running")
     assert "1 task(s) imported" in printed
-    moving.manage(OURS, "process_tasks", "--duration", "2", "--sleep", "0.1")
+    moving.work(lambda: moving.waiting() == 1)
     assert '[["running"], {}]' in moving.notes()
     assert moving.ask(OURS, f"print(json.dumps(write.get_result({running!r}).attempts))") == 1
 
@@ -119,12 +132,13 @@ def test_workers_of_both_packages_and_the_import_at_once_run_each_task_once(
         moving.database.query("PRAGMA journal_mode=WAL")
     moving.ask(THEIRS, "[write.enqueue(n) for n in range(300)]; print(json.dumps(None))")
     theirs = moving.start(THEIRS, "db_worker", "--batch", "--no-startup-delay")
-    ours = moving.start(OURS, "process_tasks", "--duration", "8", "--sleep", "0.1")
+    ours = moving.start(OURS, "process_tasks", "--sleep", "0.1")
     moving.manage(OURS, "import_django_tasks_db")
-    assert theirs.wait(60) == 0, theirs.communicate()
-    assert ours.wait(60) == 0, ours.communicate()
+    assert theirs.wait(90) == 0, theirs.communicate()
     moving.manage(OURS, "import_django_tasks_db")
-    moving.manage(OURS, "process_tasks", "--duration", "3", "--sleep", "0.1")
+    wait_until(lambda: moving.waiting() == 0, timeout=90)
+    ours.send_signal(signal.SIGTERM)
+    assert ours.wait(30) == 0, ours.communicate()
     assert moving.notes() == sorted(json.dumps([[n], {}]) for n in range(300))
 
 
