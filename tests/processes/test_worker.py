@@ -32,6 +32,14 @@ def noted(text: str) -> Callable[[], bool]:
     return lambda: Note.objects.filter(text=text).exists()
 
 
+def stop_at_once(child: Child, timeout: float) -> None:
+    """Ask for an end once, and again when that was heard; the worker ends as forced."""
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when what runs has ended" in child.text())
+    child.send(signal.SIGINT)
+    assert child.wait(timeout) == 128 + signal.SIGINT, child.text()
+
+
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGTSTP]
 
 
@@ -68,10 +76,7 @@ def test_a_second_signal_hands_the_running_task_back_without_counting_the_attemp
     enqueue("slow", "long", 60)
     child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
     wait_until(noted("long begins"))
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait(timeout=10) == 128 + signal.SIGINT, child.text()
+    stop_at_once(child, timeout=10)
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
 
@@ -83,10 +88,7 @@ def test_a_second_signal_cancels_an_async_task_and_hands_it_back(
     enqueue("slow_async", "long", 60)
     child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
     wait_until(noted("long begins"))
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait(timeout=15) == 128 + signal.SIGINT, child.text()
+    stop_at_once(child, timeout=15)
     assert noted("long is cancelled")() or threads
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
@@ -153,10 +155,7 @@ def test_a_second_signal_ends_the_process_whatever_the_task_waits_for(
     enqueue(name, "long", 60)
     child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
     wait_until(noted("long begins"))
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait(timeout=20) == 128 + signal.SIGINT, child.text()
+    stop_at_once(child, timeout=20)
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
     assert "Traceback" not in child.text()
@@ -173,10 +172,7 @@ def test_a_second_signal_ends_the_process_although_the_database_is_locked(
     wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
     with connection.cursor() as cursor:
         cursor.execute("BEGIN IMMEDIATE")
-        child.send(signal.SIGTERM)
-        wait_until(lambda: "Stopping when what runs has ended" in child.text())
-        child.send(signal.SIGINT)
-        assert child.wait(timeout=20) == 128 + signal.SIGINT, child.text()
+        stop_at_once(child, timeout=20)
         cursor.execute("ROLLBACK")
     assert "Traceback" not in child.text()
 

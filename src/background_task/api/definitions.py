@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from asgiref.sync import sync_to_async
-
 from background_task._compat import django_tasks, tasks_base
 from background_task.api import aliases, options, registry
 from background_task.exceptions import ArgumentTypeError
-from background_task.policies.retries import Backoff, Classes, RetryPolicy
-
-POLICY = [field.name for field in fields(RetryPolicy)]
+from background_task.policies.retries import NAMES, Backoff, Classes, RetryPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +33,8 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         options.refuse_what_is_to_come({} if self.timeout is None else {"timeout": self.timeout})
-        checked = RetryPolicy(**{name: getattr(self, name) for name in POLICY})
-        for name in POLICY:
+        checked = self.policy
+        for name in NAMES:
             object.__setattr__(self, name, getattr(checked, name))
         # Not super(): a class with slots is made twice, and super() knows the first.
         tasks_base.Task.__post_init__(self)
@@ -56,7 +52,7 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
     @property
     def policy(self) -> RetryPolicy:
         """What the declaration says about retries."""
-        return RetryPolicy(**{name: getattr(self, name) for name in POLICY})
+        return RetryPolicy(**{name: getattr(self, name) for name in NAMES})
 
     def enqueue_many(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Any]:
         """Store many calls in one transaction; return their results in the same order.
@@ -64,7 +60,18 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
         Args:
             calls: for each call a tuple of positional arguments or a dict of keyword arguments.
         """
-        triples = []
+        backend: Any = self.get_backend()
+        return backend.enqueue_many(self._each_of(calls))  # type: ignore[no-any-return]
+
+    async def aenqueue_many(
+        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+    ) -> list[Any]:
+        """See :meth:`enqueue_many`."""
+        backend: Any = self.get_backend()
+        return await backend.aenqueue_many(self._each_of(calls))  # type: ignore[no-any-return]
+
+    def _each_of(self, calls: Iterable[Any]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+        triples: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
         for call in calls:
             if isinstance(call, Mapping):
                 triples.append((self, (), dict(call)))
@@ -75,14 +82,7 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
                     "enqueue_many takes a tuple of positional arguments or a dict of keyword "
                     f"arguments for each call, not {type(call).__name__} ({call!r:.80})."
                 )
-        backend: Any = self.get_backend()
-        return backend.enqueue_many(triples)  # type: ignore[no-any-return]
-
-    async def aenqueue_many(
-        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
-    ) -> list[Any]:
-        """See :meth:`enqueue_many`."""
-        return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
+        return triples
 
 
 def _restored(path: str, values: dict[str, Any]) -> Task:
@@ -91,10 +91,8 @@ def _restored(path: str, values: dict[str, Any]) -> Task:
     function = getattr(found, "task_function", None) or getattr(found, "func", found)
     if function is None:
         raise ValueError(f"There is no task at {path!r}.")
-    task = object.__new__(Task)
-    for name, value in {"func": function, **values}.items():
-        object.__setattr__(task, name, value)
-    return task
+    restored: Task = unchecked(object.__new__(Task), func=function, **values)
+    return restored
 
 
 def unchecked(task: Any, **changes: Any) -> Any:

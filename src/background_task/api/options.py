@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies.arguments import did_you_mean
-from background_task.policies.retries import RetryPolicy
+from background_task.policies.retries import NAMES, RetryPolicy
 
 __all__ = ["did_you_mean", "refuse_what_is_to_come", "retry_policy"]
 
@@ -27,12 +26,11 @@ def retry_policy(given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> Re
         ArgumentTypeError: a keyword is unknown.
         ArgumentValueError: a keyword names what does not work yet.
     """
-    known = [field.name for field in fields(RetryPolicy)]
     refuse_what_is_to_come(given)
     for name in given:
-        if name not in known:
+        if name not in NAMES:
             raise ArgumentTypeError(
-                f"{name!r} is no option of @background.{did_you_mean(name, [*known, *accepted])}"
+                f"{name!r} is no option of @background.{did_you_mean(name, [*NAMES, *accepted])}"
             )
     return RetryPolicy(**given)
 

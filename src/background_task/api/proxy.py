@@ -12,7 +12,7 @@ from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
-from background_task.policies.retries import RetryPolicy
+from background_task.policies.retries import NAMES, RetryPolicy
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 
@@ -133,7 +133,7 @@ class TaskProxy(Generic[P, R]):
         aliases.require_tasks()
         from background_task.api import definitions
 
-        policy = {name: getattr(self.policy, name) for name in definitions.POLICY}
+        policy = {name: getattr(self.policy, name) for name in NAMES}
         return definitions.unchecked(
             object.__new__(definitions.Task),
             func=self.task_function,

@@ -23,6 +23,11 @@ _proxies: dict[str, Any] = {}
 _broken: set[str] = set()
 
 
+def name_of(task: Any) -> str:
+    """Return the name that the rows of a task carry."""
+    return str(getattr(task, "stored_name", None) or task.module_path)
+
+
 def declare(task: Any) -> None:
     """Remember a task. What ``using()`` derives from it is the same task with other defaults."""
     known = _declared.get(task.module_path)

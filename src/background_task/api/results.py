@@ -18,6 +18,7 @@ from background_task.settings import app_settings
 if TYPE_CHECKING:
     from background_task.models import Attempt, CompletedTask
     from background_task.models import Task as Row
+    from background_task.storage.lookup import Found
 
 Status = tasks_base.TaskResultStatus
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
@@ -66,6 +67,13 @@ def _pauses(timeout: float | None) -> Iterator[float]:
         yield pause if deadline is None else min(pause, left)
         pause = min(pause * 1.5, LONGEST_PAUSE)
     yield 0
+
+
+def of(found: Found, task: Any) -> Any:
+    """Return the result of a task that was looked up, in whichever table it was."""
+    if found.finished is not None:
+        return of_finished_row(found.finished, task, found.log)
+    return of_live_row(found.live, task, found.log)  # type: ignore[arg-type]
 
 
 def of_live_row(row: Row, task: Any, log: list[Attempt]) -> Any:

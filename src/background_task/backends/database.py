@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
 
@@ -81,8 +82,6 @@ class DatabaseBackend(BaseTaskBackend):
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[Any]:
         """See :meth:`enqueue_many`."""
-        from asgiref.sync import sync_to_async
-
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
     def _store(self, calls: list[Call]) -> list[Any]:
@@ -131,7 +130,7 @@ class DatabaseBackend(BaseTaskBackend):
         from background_task.models import Task as Row
 
         given: tuple[Any, ...] = (None, *args) if task.takes_context else tuple(args)
-        name = getattr(task, "stored_name", None) or task.module_path
+        name = registry.name_of(task)
         arguments.check_signature(name, task.func, given, kwargs, ())
         row = Row.objects.new_task(
             arguments.task_name(name),
@@ -142,8 +141,8 @@ class DatabaseBackend(BaseTaskBackend):
             queue=task.queue_name,
         )
         row.backend = self.alias
-        row.identify(result_id=uuid7())
-        row.result_id = row._identity["result_id"]
+        row.result_id = uuid7()
+        row.identify(result_id=row.result_id)
         return row
 
     def get_result(self, result_id: str) -> Any:
@@ -159,16 +158,10 @@ class DatabaseBackend(BaseTaskBackend):
             found = lookup.by_result_id(uuid.UUID(str(result_id)))
         except ValueError:
             found = None
-        if found is None:
+        task = registry.definition(found.task_name) if found is not None else None
+        if found is None or task is None:
             raise tasks_exceptions.TaskResultDoesNotExist(result_id)
-        row = found.live or found.finished
-        assert row is not None
-        task = registry.definition(row.task_name)
-        if task is None:
-            raise tasks_exceptions.TaskResultDoesNotExist(result_id)
-        if found.finished is not None:
-            return results.of_finished_row(found.finished, task, found.log)
-        return results.of_live_row(found.live, task, found.log)  # type: ignore[arg-type]
+        return results.of(found, task)
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Check the options, and that the tables are there for them."""

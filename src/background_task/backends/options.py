@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from django.core.checks import CheckMessage, Error
@@ -11,9 +12,9 @@ from django.utils.module_loading import import_string
 
 from background_task.api.options import TO_COME, did_you_mean
 from background_task.exceptions import BackgroundTaskError
-from background_task.policies.retries import ONCE, RetryPolicy
+from background_task.policies.retries import NAMES, ONCE, RetryPolicy
 
-POLICY = ("MAX_ATTEMPTS", "BACKOFF", "RETRY_ON", "GIVE_UP_ON", "MAX_LOSSES")
+POLICY = tuple(name.upper() for name in NAMES)
 KNOWN = (*POLICY, "ON_COMMIT")
 
 
@@ -30,7 +31,7 @@ class Options:
         """Whether rows are stored when the caller's transaction is committed."""
         return bool(self._given.get("ON_COMMIT", False))
 
-    @property
+    @cached_property
     def policy(self) -> RetryPolicy:
         """What holds for tasks that say nothing themselves.
 

@@ -104,11 +104,8 @@ class Notices:
         if self._row is None or self._row.result_id is None:
             return None
         found = lookup.by_result_id(self._row.result_id)
-        if found is not None and found.finished is not None:
-            return results.of_finished_row(found.finished, self._proxy.definition, found.log)
-        if found is not None and found.live is not None and found.live.failed_at:
-            return results.of_live_row(found.live, self._proxy.definition, found.log)
-        return None
+        result = None if found is None else results.of(found, self._proxy.definition)
+        return result if result is not None and result.is_finished else None
 
     def ask_backoff(self, error: BaseException) -> tuple[float | None] | None:
         """Return what the task's ``backoff`` answers; None where it is no callable."""

@@ -300,8 +300,12 @@ class Task(rows.Row):
 
     def has_reached_max_attempts(self) -> bool:
         """Tell whether no attempt is left."""
-        limit = self.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
-        return self.attempts >= limit
+        return self.attempts >= self.max_attempts
+
+    @property
+    def max_attempts(self) -> int:
+        """How many times the task is tried in all: what its declaration says, or the setting."""
+        return self.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
 
     def is_repeating_task(self) -> bool:
         """Tell whether the task runs again after it succeeded."""

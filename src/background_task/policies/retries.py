@@ -70,8 +70,7 @@ class RetryPolicy:
 
     def over(self, other: RetryPolicy) -> RetryPolicy:
         """Return this policy, with what it leaves open taken from ``other``."""
-        names = [field.name for field in fields(self)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
         return replace(other, **given)
 
     def gives_up(self, error: BaseException | None, attempts: int) -> bool:
@@ -96,6 +95,10 @@ class RetryPolicy:
         if isinstance(self.backoff, tuple):
             return in_seconds(self.backoff[min(max(attempts, 1), len(self.backoff)) - 1])
         return in_seconds(self.backoff)
+
+
+# The names of what a policy may say, in the order of its fields.
+NAMES = tuple(field.name for field in fields(RetryPolicy))
 
 
 def in_seconds(seconds: float) -> timedelta:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection
 
-from django.db import DataError, connections, transaction
+from django.db import DataError, transaction
 
 from background_task import vendors
 from background_task.models import Task, rows
@@ -84,10 +84,8 @@ def _take_over(candidate: Task, worker_name: str) -> Task | None:
     """Lock a row whose lease has expired, unless a transaction holds it: its task may live yet."""
     using = candidate.database
     with transaction.atomic(using=using):
-        if connections[using].features.has_select_for_update_skip_locked:
-            this_one = Task.objects.using(using).filter(pk=candidate.pk)
-            if not list(this_one.select_for_update(skip_locked=True).values_list("pk")):
-                return None
+        if leases.is_held_elsewhere(Task.objects.using(using).filter(pk=candidate.pk)):
+            return None
         locked = candidate.lock(worker_name)
         if locked is not None:
             attempts.record_loss(candidate)

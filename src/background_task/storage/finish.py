@@ -133,7 +133,6 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
         text: the traceback to store.
     """
     delay = task.policy.delay(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
-    limit = task.policy.max_attempts or app_settings.BACKGROUND_TASK_MAX_ATTEMPTS
     values = {
         "attempts": F("attempts") + 1,
         "last_error": text,
@@ -142,7 +141,7 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
         "locked_by": None,
         "locked_at": None,
     }
-    if task.attempts + 1 >= limit or task.policy.gives_up(error, task.attempts + 1):
+    if task.attempts + 1 >= task.max_attempts or task.policy.gives_up(error, task.attempts + 1):
         values["failed_at"] = vendors.now(task.database)
 
     def verb() -> bool:

@@ -27,11 +27,17 @@ def renew(task: Task) -> bool:
     # Before the statement: when the answer is lost, or late, the run is recognised either way.
     task.leased_at = now
     with transaction.atomic(using=using):
-        if connections[using].features.has_select_for_update_skip_locked:
-            free = held.select_for_update(skip_locked=True).values_list("pk", flat=True)
-            if not list(free):
-                return False
-        return bool(held.update(locked_at=now))
+        return not is_held_elsewhere(held) and bool(held.update(locked_at=now))
+
+
+def is_held_elsewhere(row: models.QuerySet[Task]) -> bool:
+    """Inside a transaction: lock ``row``, or tell, without waiting, that another holds it.
+
+    Where the database cannot pass over what is locked, as SQLite, nothing is locked or held.
+    """
+    if not connections[row.db].features.has_select_for_update_skip_locked:
+        return False
+    return not list(row.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
 def hand_back(task: Task) -> bool:

@@ -17,6 +17,12 @@ class Found(NamedTuple):
     finished: CompletedTask | None
     log: list[Attempt]
 
+    @property
+    def task_name(self) -> str:
+        """The name of the task."""
+        row = self.live or self.finished
+        return row.task_name if row is not None else ""
+
 
 def by_result_id(result_id: UUID) -> Found | None:
     """Return the task; None when there is none.

@@ -9,6 +9,7 @@ from typing import Any
 
 from background_task import signals
 from background_task._compat import HAS_TASKS, normalize_json
+from background_task.api import registry
 from background_task.api.proxy import TaskProxy
 from background_task.exceptions import ArgumentTypeError
 from background_task.models import Task
@@ -83,13 +84,12 @@ def _name(task: Any) -> str:
         return task
     if isinstance(task, TaskProxy):
         return task.name
-    name = getattr(task, "stored_name", None) or getattr(task, "module_path", None)
-    if name is None:
+    if not hasattr(task, "module_path"):
         raise ArgumentTypeError(
             "task must be a function marked with @background or @task, or the name of one, not "
             f"{type(task).__name__} ({task!r:.80})."
         )
-    return str(name)
+    return registry.name_of(task)
 
 
 def _as_stored(value: Any) -> Any:

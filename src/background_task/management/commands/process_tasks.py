@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import close_old_connections, connections, router
+from django.db import close_old_connections, router
 from django.utils import autoreload
 
 from background_task import vendors
@@ -23,7 +23,7 @@ from background_task.exceptions import TaskModuleError
 from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.storage import claim
-from background_task.storage.transient import HURRIED, TRANSIENT, persevere
+from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
 from background_task.tasks import autodiscover, tasks
 from background_task.utils import (
     STOPPING,
@@ -300,4 +300,4 @@ def _require_tables() -> None:
         if not isinstance(error, TRANSIENT):
             raise
         logger.warning("The database %r is unreachable (%s); trying again.", using, error)
-        connections[using].close()
+        disconnect(using)
