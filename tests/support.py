@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 TESTS = Path(__file__).parent
 
@@ -26,6 +26,26 @@ def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
             pytest.fail(f"waited {timeout} s in vain for {condition}")
         time.sleep(0.02)
     return value
+
+
+def break_other_connections() -> int:
+    """Cut every connection to the test's database but this one; return how many there were."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return len(cursor.fetchall())
+        cursor.execute(
+            "SELECT id FROM information_schema.processlist "
+            "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+        )
+        numbers = cursor.fetchall()
+        for (number,) in numbers:
+            with contextlib.suppress(OperationalError):  # it has closed by itself meanwhile
+                cursor.execute("KILL %s", [number])
+        return len(numbers)
 
 
 def child_environment(**extra: str) -> dict[str, str]:

@@ -6,14 +6,13 @@ loads no model, so it is safe wherever Django itself may be imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from django.tasks import Task as DjangoTask
-
-    from background_task.api.proxy import TaskProxy
+    from background_task.api.proxy import CoroutineProxy, TaskProxy
+    from background_task.api.types import Task as TypedTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +24,39 @@ default_app_config = "background_task.apps.BackgroundTasksAppConfig"
 __all__ = ["__version__", "background", "current_task", "default_app_config", "task"]
 
 
+class _Background(Protocol):
+    """A decorator of functions, plain or ``async``."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineProxy[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskProxy[P, R]: ...
+
+
+class _TakesContext(Protocol):
+    """A decorator of functions, plain or ``async``, whose first argument is the context."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> TypedTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> TypedTask[P, R]: ...
+
+
+class _TakesNone(Protocol):
+    """A decorator of functions, plain or ``async``."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TypedTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TypedTask[P, R]: ...
+
+
+@overload
+def background(name: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineProxy[P, R]: ...
 @overload
 def background(name: Callable[P, R], /) -> TaskProxy[P, R]: ...
 @overload
@@ -35,7 +67,7 @@ def background(
     remove_existing_tasks: bool = False,
     every: float | timedelta | None = None,
     **options: Any,
-) -> Callable[[Callable[P, R]], TaskProxy[P, R]]: ...
+) -> _Background: ...
 def background(*args: Any, **kwargs: Any) -> Any:
     """Mark a function as a background task.
 
@@ -55,7 +87,9 @@ def current_task() -> Any:
 
 
 @overload
-def task(function: Callable[P, R], /) -> DjangoTask[P, R]: ...
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> TypedTask[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> TypedTask[P, R]: ...
 @overload
 def task(
     *,
@@ -64,7 +98,7 @@ def task(
     backend: str = ...,
     takes_context: Literal[True],
     **options: Any,
-) -> Callable[[Callable[Concatenate[Any, P], R]], DjangoTask[P, R]]: ...
+) -> _TakesContext: ...
 @overload
 def task(
     *,
@@ -73,7 +107,7 @@ def task(
     backend: str = ...,
     takes_context: Literal[False] = ...,
     **options: Any,
-) -> Callable[[Callable[P, R]], DjangoTask[P, R]]: ...
+) -> _TakesNone: ...
 def task(*args: Any, **kwargs: Any) -> Any:
     """Django's ``@task`` with the options of this package, on every supported version of Django.
 

@@ -64,6 +64,11 @@ class AppSettings:
         return int(_first(cpu_count, "BACKGROUND_TASK_ASYNC_THREADS"))
 
     @property
+    def BACKGROUND_TASK_CONCURRENCY(self) -> int:
+        """int, 100: how many async tasks one worker keeps in flight; ``--concurrency`` wins."""
+        return int(_first(100, "BACKGROUND_TASK_CONCURRENCY"))
+
+    @property
     def BACKGROUND_TASK_PRIORITY_ORDERING(self) -> str:
         """text, "DESC": "DESC" runs the highest number first, "ASC" the lowest.
 

@@ -112,12 +112,20 @@ def reset_queries(**kwargs: Any) -> None:
             connection.queries_log.clear()
 
 
+def close_old() -> None:
+    """Close this thread's connections that are past their lifetime, or broken.
+
+    Django's own function would do so inside a transaction too, as that of a ``TestCase``.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
 def close_old_connections(**kwargs: Any) -> None:
-    """Close the thread's connections that are past their lifetime, between two tasks."""
+    """Do so between two tasks, when they run in threads."""
     if app_settings.BACKGROUND_TASK_RUN_ASYNC:
-        for connection in connections.all(initialized_only=True):
-            if not connection.in_atomic_block:  # as it is in a TestCase, without threads
-                connection.close_if_unusable_or_obsolete()
+        close_old()
 
 
 task_started.connect(reset_queries)

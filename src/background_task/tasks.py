@@ -12,33 +12,31 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 
 from background_task import signals, vendors
-from background_task._compat import HAS_TASKS
 from background_task.api import registry
-from background_task.api.context import running
 from background_task.api.options import retry_policy
 from background_task.api.proxy import DeclaredTask, TaskProxy, check_every
 from background_task.discovery import autodiscover
-from background_task.exceptions import ArgumentTypeError, BackgroundTaskError, WorkerLostError
+from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
+from background_task.execution.attempt import Attempt
 from background_task.execution.call import call
 from background_task.execution.connections import undisturbed
-from background_task.execution.notices import Notices
 from background_task.execution.pool import PoolRunner
-from background_task.execution.runs import Run, runs
+from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 from background_task.states import State
-from background_task.storage import claim, finish
+from background_task.storage import claim, enqueue
 from background_task.storage.transient import TRANSIENT, afresh, disconnect
 from background_task.utils import ForcedStop, SignalManager
 
@@ -61,6 +59,8 @@ __all__ = [
 logger = logging.getLogger("background_task.tasks")
 
 _is_inline: ContextVar[bool] = ContextVar("background_task_inline", default=False)
+Taken = TypeVar("Taken")
+
 _KEYWORDS = ("name", "schedule", "queue", "remove_existing_tasks", "every")
 
 
@@ -71,113 +71,30 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     and a stored row with the same name and arguments, if there is one, counts as what was run.
     Whatever the function raises, ``SystemExit`` and ``KeyboardInterrupt`` included, is its failure.
     """
-    run = runs.begin(task)
-    notices = Notices(proxy_task, None)
+    attempt = Attempt(proxy_task, task, logger)
     try:
-        with undisturbed():
-            signals.announce(signals.task_started, Task)
-        if isinstance(task, Task):
-            args, kwargs = task.params()
-        else:
-            task = _stored_row(proxy_task, args, kwargs)
-            run = runs.begin(task)
-        notices = Notices(proxy_task, task)
-        if task is not None:
-            task.policy = notices.policy
-            _check_losses(task)
-        with undisturbed():
-            notices.announce_start()
-        if getattr(proxy_task, "takes_context", False):
-            args = (notices.context, *args)
-        with running(None if task is None else lambda: notices.context), undisturbed():
-            value = call(_function_of(proxy_task), args, kwargs, run)
-        _record_success(task, run, value)
-        with undisturbed():
-            notices.announce_end()
+        args, kwargs = attempt.begin(args, kwargs)
+        with attempt.as_current(), undisturbed():
+            value = call(attempt.function, args, kwargs, attempt.run)
+        attempt.succeed(value)
     except ForcedStop:
-        run.hand_back()
+        attempt.run.hand_back()
         raise
     except BaseException as error:
-        _record_failure(proxy_task, task, error, run, notices)
+        attempt.fail(error)
     finally:
-        runs.end(task)
-        with undisturbed():
-            signals.announce(signals.task_finished, Task)
+        attempt.end()
 
 
-def _check_losses(task: Task) -> None:
-    limit = task.policy.max_losses
-    limit = app_settings.BACKGROUND_TASK_MAX_LOSSES if limit is None else limit
-    if (task.losses or 0) > limit:
-        raise WorkerLostError(
-            f"The worker of {task} was lost {task.losses} times while it ran; it is not run again. "
-            "Something in it may end the process: look at the memory it takes."
-        )
-
-
-def _stored_row(proxy_task: Any, args: Any, kwargs: Any) -> Task | None:
-    rows = Task.objects.get_task(getattr(proxy_task, "name", ""), args, kwargs)
-    queue = getattr(proxy_task, "queue", None)
-    return (rows.filter(queue=queue) if queue else rows).order_by("id").first()
-
-
-def _function_of(proxy_task: Any) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(proxy_task, "task_function", None)
-    if function is None:
-        raise BackgroundTaskError(f"{proxy_task!r} has no task_function to call.")
-    return function
-
-
-def _record_success(task: Task | None, run: Run, value: Any) -> None:
-    if task is None:
-        run.end()
-        return
-    return_value = _encoded(task, value)
-    run.end()
-    if finish.succeed(task, return_value) is None:
-        logger.warning("%s has run, but its row was deleted or taken over meanwhile", task)
-    else:
-        logger.info("Ran task and deleting %s", task)
-
-
-def _encoded(task: Task, value: Any) -> str | None:
-    if value is None or not HAS_TASKS:
-        return None
-    from background_task.api import results
-
-    return results.encode(value, strict=task.backend is not None)
-
-
-def _record_failure(
-    proxy_task: Any, task: Task | None, error: BaseException, run: Run, notices: Notices
-) -> None:
-    """Log, announce and store that a run failed; called while ``error`` is being handled."""
-    name = task or getattr(proxy_task, "name", proxy_task)
-    logger.error("Rescheduling %s", name, exc_info=error)
-    if task is None:
-        return
-    claimed = dict(task.__dict__)
-    before = finish.snapshot(task)
-    with undisturbed():
-        signals.announce(signals.task_error, type(error), task=task)
-        task.answer = notices.ask_backoff(error)
-    run.end()
-    edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
+def unless_unreachable(using: str, take: Callable[[], Taken], otherwise: Taken) -> Taken:
+    """Return ``take()``, which claims; when the database is away, say so and return otherwise."""
     try:
-        if not finish.fail(task, error, error.__traceback__, edits):
-            logger.warning("%s has failed, but its row was deleted or taken over meanwhile", task)
-    except Exception as reason:
-        logger.exception("The failure of %s could not be recorded; trying without its hooks", task)
-        task.__dict__.update(claimed)
-        try:
-            text = task._extract_error(type(reason), reason, reason.__traceback__)
-            finish.set_aside(task, error, text)
-        except Exception:
-            logger.exception(
-                "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
-            )
-    with undisturbed():
-        notices.announce_end()
+        return afresh(using, take)
+    except TRANSIENT as error:
+        logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
+        if not connections[using].in_atomic_block:
+            disconnect(using)
+        return otherwise
 
 
 class DBTaskRunner:
@@ -223,16 +140,16 @@ class DBTaskRunner:
             task = create(remove_existing_tasks)
             if self._is_queued(task, action):
                 return None
-            task.save()
+            enqueue.insert(task.database, [task])
         elif remove_existing_tasks:
             using = router.db_for_write(Task)
             with transaction.atomic(using=using):
                 vendors.begin_write(using, Task._meta.db_table)
                 task = create(remove_existing_tasks)
-                task.save()
+                enqueue.insert(using, [task])
         else:
             task = create()
-            task.save()
+            enqueue.insert(task.database, [task])
         signals.task_created.send(sender=self.__class__, task=task)
         return task
 
@@ -251,17 +168,12 @@ class DBTaskRunner:
         """Lock the next task and return it; None when there is none, or no database."""
         if app_settings.BACKGROUND_TASK_RUN_ASYNC and tasks._pool_runner.free <= 0:
             return None
-        try:
-            return afresh(
-                router.db_for_write(Task),
-                lambda: claim.claim_next(tasks._tasks.keys(), queue, self.worker_name),
-            )
-        except TRANSIENT as error:
-            logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
-            using = router.db_for_write(Task)
-            if not connections[using].in_atomic_block:
-                disconnect(using)
-            return None
+        using = tasks.queue_database()
+        return unless_unreachable(
+            using,
+            lambda: claim.claim_next(using, tasks.names_here(), queue, self.worker_name),
+            otherwise=None,
+        )
 
     def run_task(self, tasks: Tasks, task: Task) -> None:
         """Run a task that is locked."""
@@ -290,6 +202,10 @@ class Tasks:
         self._task_proxy_class: type[TaskProxy[..., Any]] = TaskProxy
         self._bg_runner: Callable[..., None] = bg_runner
         self._pool_runner = PoolRunner(bg_runner, app_settings.BACKGROUND_TASK_ASYNC_THREADS)
+        # While the worker runs some tasks in another way than one by one: which ones those are.
+        self.elsewhere: Callable[[], Collection[str]] | None = None
+        # While the worker takes tasks of a database that the routers do not name: its alias.
+        self.database: str | None = None
 
     def background(
         self,
@@ -364,6 +280,15 @@ class Tasks:
             run(proxy, task)
         else:
             run(proxy, None, *(args or ()), **(kwargs or {}))
+
+    def queue_database(self) -> str:
+        """Return the alias of the database that tasks are taken from."""
+        return self.database or router.db_for_write(Task)
+
+    def names_here(self) -> Collection[str]:
+        """Return the names of the tasks that may be taken one by one."""
+        names = self._tasks.keys()
+        return names if self.elsewhere is None else names - set(self.elsewhere())
 
     def run_next_task(self, queue: str | None = None) -> bool:
         """Take and run one task of ``queue``, or of any queue; False when there was none."""

@@ -238,11 +238,15 @@ def test_a_task_outside_any_tasks_module_is_found_by_the_worker() -> None:
     ("options", "number", "words"),
     [
         ({"MAX_ATEMPTS": 2}, "E005", "Did you mean 'MAX_ATTEMPTS'"),
-        ({"max_attempts": 2}, "E005", "MAX_ATTEMPTS"),
+        ({"max_attempts": 2}, "E005", "The options are in upper case: MAX_ATTEMPTS"),
         ({"TIMEOUT": 5}, "E005", "does not work in this version"),
         ({"MAX_ATTEMPTS": 0}, "E006", "max_attempts is 0"),
-        ({"RETRY_ON": ["no.such.Error"]}, "E006", "no"),
+        ({"MAX_ATTEMPTS": "3"}, "E006", "max_attempts must be a whole number, not str"),
+        ({"RETRY_ON": ["no.such.Error"]}, "E006", "RETRY_ON is 'no.such.Error', which cannot be"),
+        ({"BACKOFF": "nope"}, "E006", "BACKOFF is 'nope', which cannot be imported"),
         ({"ON_COMMIT": "yes"}, "E006", "ON_COMMIT"),
+        ({"DATABASE": "defualt"}, "E006", "Did you mean 'default'"),
+        ({"DATABASE": 5}, "E006", "The databases are default"),
         ([], "E006", "is no dict"),
     ],
     ids=str,
@@ -257,6 +261,14 @@ def test_wrong_options_are_reported_and_refused(options: Any, number: str, words
         with pytest.raises(ImproperlyConfigured):
             jobs.add.enqueue(1)
     assert not Task.objects.exists()
+
+
+def test_an_alias_that_cannot_be_stored_is_reported() -> None:
+    entry = {"BACKEND": "background_task.backends.DatabaseBackend"}
+    with override_settings(TASKS={"a" * 65: entry}):
+        (message,) = django_tasks.task_backends["a" * 65].check()
+    assert message.id == "background_task.E006"
+    assert "65 characters" in message.msg
 
 
 def test_without_an_entry_of_ours_the_door_of_background_works_all_the_same() -> None:

@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from project import jobs
 from project import tasks as own
 
 import background_task
-from background_task import background
+from background_task import background, signals
 from background_task._compat import django_tasks, tasks_base, tasks_signals
 from background_task.api import registry
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Attempt, CompletedTask, Task
 from background_task.tasks import tasks
 from background_task.testing import eager_tasks
@@ -241,3 +243,63 @@ def test_the_log_of_a_task_that_is_retried_has_one_row_for_each_failure() -> Non
         assert tasks.run_next_task()
         assert Attempt.objects.count() == count
         Task.objects.update(run_at=Task.objects.get().enqueued_at)
+
+
+@pytest.mark.parametrize("signal", [tasks_signals.task_enqueued, signals.task_created])
+@pytest.mark.parametrize("on_commit", [False, True])
+def test_a_receiver_of_an_enqueue_that_raises_changes_nothing(signal: Any, on_commit: bool) -> None:
+    done: list[str] = []
+
+    def receive(**kwargs: Any) -> None:
+        raise LookupError("a receiver")
+
+    task = background_task.task(on_commit=on_commit)(jobs.add.func)
+    signal.connect(receive)
+    try:
+        with transaction.atomic():
+            results = [task.enqueue(1), *task.enqueue_many([(2,), (3,)])]
+            transaction.on_commit(lambda: done.append("the caller's own"))
+    finally:
+        signal.disconnect(receive)
+    assert Task.objects.count() == len(results) == 3
+    assert done == ["the caller's own"]
+
+
+def test_a_backend_that_is_given_tasks_of_another_alias_is_the_one_to_ask_for_them() -> None:
+    elsewhere = jobs.add.using(backend="retrying")
+    (result,) = django_tasks.task_backends["default"].enqueue_many([(elsewhere, (1,), {})])
+    assert (result.backend, result.task.backend) == ("default", "default")
+    assert Task.objects.get().backend == "default"
+    result.refresh()
+
+
+@pytest.mark.parametrize("call", [1, (jobs.add, (1,)), (print, (1,), {}), ("jobs.add", (), {})])
+def test_many_calls_of_which_one_is_none_are_refused_by_name(call: Any) -> None:
+    backend = django_tasks.task_backends["default"]
+    with pytest.raises(ArgumentTypeError, match=r"for each call|is no task"):
+        backend.enqueue_many([(jobs.add, (1,), {}), call])
+    assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [({"on_commit": "no"}, "on_commit must be True"), ({"stored_name": "x"}, "is no option")],
+)
+def test_options_of_a_task_that_cannot_be_meant_are_refused(
+    option: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ArgumentTypeError, match=words):
+        background_task.task(**option)(jobs.add.func)
+
+
+def test_a_function_of_background_can_be_enqueued_many_times_at_once() -> None:
+    results = own.note.enqueue_many([("a",), {"text": "b"}])
+    assert [result.kwargs or result.args for result in results] == [["a"], {"text": "b"}]
+    assert Task.objects.count() == 2
+
+
+def test_a_time_that_no_calendar_has_is_refused_by_the_name_the_caller_knows() -> None:
+    west = timezone(-timedelta(hours=5))
+    late = jobs.add.using(run_after=datetime.max.replace(tzinfo=west))
+    with pytest.raises(ArgumentValueError, match="run_after is"):
+        late.enqueue(1)

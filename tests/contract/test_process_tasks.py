@@ -269,3 +269,15 @@ def test_a_signal_manager_that_cannot_wait_is_enough() -> None:
     command.sig_manager = types.SimpleNamespace(kill_now=False, time_to_wait=[0, 0.1])
     command.run(duration=1, sleep=0.1)
     assert command.sig_manager.kill_now is False
+
+
+@pytest.mark.django_db(transaction=False)
+def test_the_worker_works_inside_the_transaction_of_a_test() -> None:
+    ran: list[int] = []
+    proxy = background("worked")(ran.append)
+    proxy(1)
+    call_command("process_tasks", duration=1, sleep=0.1)
+    proxy(2)
+    call_command("process_tasks", duration=1, sleep=0.1)
+    assert ran == [1, 2]
+    assert CompletedTask.objects.count() == 2

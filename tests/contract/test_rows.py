@@ -202,6 +202,14 @@ def test_lock_of_a_row_that_is_gone_is_none() -> None:
     assert row.lock("too late") is None
 
 
+def test_only_a_lock_that_is_taken_over_counts_as_a_lost_worker() -> None:
+    free = stored().lock("worker")
+    taken_over = stored(**locked_for(lease(seconds=2))).lock("worker")
+    assert free is not None
+    assert taken_over is not None
+    assert (free.losses, taken_over.losses) == (None, 1)
+
+
 @override_settings(MAX_RUN_TIME=60)
 def test_a_lock_can_be_taken_over_when_it_is_older_than_max_run_time() -> None:
     assert stored(**locked_for(timedelta(seconds=50))).lock("next") is None

@@ -14,7 +14,7 @@ from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
 from project.models import Note
-from support import Child, wait_until
+from support import Child, break_other_connections, wait_until
 
 from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks
@@ -134,10 +134,13 @@ def test_a_child_that_a_task_forks_and_forgets_does_not_become_a_worker(
         os.killpg(child.process.pid, 0)
 
 
-def test_a_child_that_an_async_task_forks_does_not_live_on(worker: Callable[..., Child]) -> None:
-    enqueue("fork_async")
+@pytest.mark.parametrize("how", [("return", 0), ("raise", 1), ("exit", 7)])
+def test_a_child_that_an_async_task_forks_does_not_live_on(
+    worker: Callable[..., Child], how: tuple[str, int]
+) -> None:
+    enqueue("fork_async", how[0])
     child = worker()
-    wait_until(noted("parent"))
+    wait_until(noted(f"child left with {how[1]}"))
     wait_until(CompletedTask.objects.exists)
     child.send(signal.SIGTERM)
     assert child.wait() == 0
@@ -307,19 +310,7 @@ def test_a_connection_that_breaks_while_a_task_runs_does_not_lose_the_outcome(
     enqueue("slow", "long", 1)
     child = worker()
     wait_until(noted("long begins"))
-    with connection.cursor() as cursor:
-        if vendor == "postgresql":
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        else:
-            cursor.execute(
-                "SELECT id FROM information_schema.processlist "
-                "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            )
-            for (number,) in cursor.fetchall():
-                cursor.execute("KILL %s", [number])
+    break_other_connections()
     wait_until(lambda: Task.objects.filter(attempts__gt=0) or CompletedTask.objects.exists())
     enqueue("note", "recovered")
     wait_until(noted("recovered"))

@@ -5,6 +5,7 @@ import asyncio
 from background_task import current_task
 from background_task._compat import django_tasks
 from project.models import Note
+from project.tasks import note
 
 task = django_tasks.task
 
@@ -17,6 +18,11 @@ def add(a, b=0):
 @task(priority=7, queue_name="other")
 def urgent(text):
     Note.objects.create(text=text)
+
+
+@task
+def enqueues_note(text):
+    note(text)
 
 
 @task

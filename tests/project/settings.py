@@ -120,3 +120,5 @@ if "TEST_ROUTED" in os.environ:
         for name in ("default", "queue", "replica")
     }
     DATABASE_ROUTERS = ["project.routers.QueueRouter"]
+    if BACKENDS:
+        TASKS["apart"] = {"BACKEND": OURS, "QUEUES": [], "OPTIONS": {"DATABASE": "default"}}

@@ -7,6 +7,9 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from asgiref.sync import sync_to_async
+from django.db import connection, transaction
+
 from background_task import background
 from background_task.models import Task
 from project.models import Note
@@ -76,10 +79,15 @@ def closing_files():
 
 
 @background
-async def fork_async():
+async def fork_async(how):
     if child := os.fork():
-        os.waitpid(child, 0)
-        await Note.objects.acreate(text="parent")
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        await Note.objects.acreate(text=f"child left with {code}")
+    elif how == "raise":
+        raise ValueError("in the child")
+    elif how == "exit":
+        raise SystemExit(7)
 
 
 @background
@@ -109,3 +117,105 @@ def leave(how):
     if how == "interrupt":
         raise KeyboardInterrupt
     os._exit(9)
+
+
+_met: dict[str, list[asyncio.Event]] = {}
+
+
+@background
+async def meet(place, count):
+    """End when ``count`` of these calls run at the same time, in this process."""
+    here = _met.setdefault(place, [])
+    mine = asyncio.Event()
+    here.append(mine)
+    if len(here) == count:
+        for each in here:
+            each.set()
+    await mine.wait()
+
+
+_crowd = {"now": 0, "most": 0}
+
+
+@background
+async def crowd():
+    """Note how many of these calls have run at the same time at most."""
+    _crowd["now"] += 1
+    _crowd["most"] = max(_crowd.values())
+    await asyncio.sleep(0.05)
+    _crowd["now"] -= 1
+    await Note.objects.acreate(text=f"most {_crowd['most']}")
+
+
+@background
+async def leave_async(how):
+    await Note.objects.acreate(text=f"leaving by {how}")
+    if how == "exit":
+        raise SystemExit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "cancel":
+        asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+    if how == "raise":
+        raise LookupError("on purpose")
+    os._exit(9)
+
+
+@background
+async def open_transaction_async():
+    """Leave a transaction open, and with it what was written."""
+
+    def begin():
+        connection.set_autocommit(False)
+        Note.objects.create(text="never committed")
+
+    await sync_to_async(begin)()
+
+
+@background
+async def query_async(text):
+    await Note.objects.acreate(text=text)
+
+
+@background
+async def end_the_loop(how):
+    """Do what would end an event loop that nobody looks after."""
+
+    async def leave():
+        raise SystemExit(3)
+
+    if how == "exit":
+        await asyncio.gather(leave())
+    elif how == "stop":
+        asyncio.get_running_loop().stop()
+    else:
+        for each in asyncio.all_tasks() - {asyncio.current_task()}:
+            each.cancel()
+
+
+@background
+async def terminate_a_child():
+    """Note how a process has ended that was asked to."""
+    child = await asyncio.create_subprocess_exec("sleep", "60")
+    child.terminate()
+    await Note.objects.acreate(text=f"child ended by {await child.wait()}")
+
+
+@background
+async def hop(hops):
+    """Call itself so many times."""
+    if hops:
+        await sync_to_async(hop)(hops - 1)
+
+
+@background
+async def leave_a_query_behind(seconds):
+    asyncio.create_task(sync_to_async(time.sleep)(seconds))  # noqa: RUF006
+    await asyncio.sleep(0.1)
+
+
+@background
+async def open_transaction_beside_others(seconds):
+    await sync_to_async(transaction.atomic().__enter__)()
+    await asyncio.sleep(seconds)

@@ -62,7 +62,38 @@ ours.enqueue(1, 2)  # type: ignore[call-arg]
 with_context.enqueue("one")  # type: ignore[arg-type]
 
 
+assert_type(bare.enqueue(1).wait(5), str)
+assert_type(ours.enqueue(1).wait(), str)
+assert_type(bare.enqueue_many([(1,)])[0].return_value, str)
+assert_type(ours.enqueue_many([{"number": 1}])[0].return_value, str)
+assert_type(ours.using(priority=5).enqueue(1).wait(), str)
+bare.using(prio=5)  # type: ignore[call-arg]
+ours.using(prio=5)  # type: ignore[call-arg]
+
+
+@task
+async def coroutine(number: int) -> str:
+    return str(number)
+
+
+@task(max_attempts=2, takes_context=True)
+async def coroutine_with_context(context: object, number: int) -> str:
+    return str(number)
+
+
+@background
+async def background_coroutine(number: int) -> str:
+    return str(number)
+
+
+assert_type(coroutine.enqueue(1).return_value, str)
+assert_type(coroutine_with_context.enqueue(1).wait(), str)
+assert_type(background_coroutine.enqueue(1).wait(), str)
+coroutine.enqueue("one")  # type: ignore[arg-type]
+
+
 async def inside() -> None:
+    assert_type(await (await coroutine.aenqueue(1)).await_(5), str)
     assert_type((await bare.aenqueue(1)).return_value, str)
     await ours.aenqueue("one")  # type: ignore[arg-type]
 

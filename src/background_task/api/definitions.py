@@ -33,6 +33,12 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         options.refuse_what_is_to_come({} if self.timeout is None else {"timeout": self.timeout})
+        if not isinstance(self.on_commit, bool | None):
+            raise ArgumentTypeError(
+                f"on_commit must be True, False or None, not {self.on_commit!r:.80}."
+            )
+        if self.stored_name is not None and registry.proxy(self.stored_name) is None:
+            raise ArgumentTypeError("'stored_name' is no option of a task.")
         checked = self.policy
         for name in NAMES:
             object.__setattr__(self, name, getattr(checked, name))

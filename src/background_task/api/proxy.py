@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 from background_task.api import aliases, startup
+from background_task.api.types import Using
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
 from background_task.policies import arguments
@@ -17,8 +18,10 @@ from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 
 if TYPE_CHECKING:
-    from django.tasks import Task as DjangoTask
-    from django.tasks import TaskResult
+    from collections.abc import Coroutine, Iterable, Mapping
+
+    from background_task.api.types import Task as TypedTask
+    from background_task.api.types import TaskResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -161,9 +164,27 @@ class TaskProxy(Generic[P, R]):
         result: TaskResult[P, R] = await self.definition.aenqueue(*args, **kwargs)
         return result
 
-    def using(self, **options: Any) -> DjangoTask[P, R]:
+    def enqueue_many(
+        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+    ) -> list[TaskResult[P, R]]:
+        """Store many calls in one transaction; return their results in the same order.
+
+        Args:
+            calls: for each call a tuple of positional arguments or a dict of keyword arguments.
+        """
+        results: list[TaskResult[P, R]] = self.definition.enqueue_many(calls)
+        return results
+
+    async def aenqueue_many(
+        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+    ) -> list[TaskResult[P, R]]:
+        """See :meth:`enqueue_many`."""
+        results: list[TaskResult[P, R]] = await self.definition.aenqueue_many(calls)
+        return results
+
+    def using(self, **options: Unpack[Using]) -> TypedTask[P, R]:
         """Return the task with other defaults: priority, queue_name, run_after, backend."""
-        task: DjangoTask[P, R] = self.definition.using(**options)
+        task: TypedTask[P, R] = self.definition.using(**options)
         return task
 
     def get_result(self, result_id: str) -> TaskResult[P, R]:
@@ -197,6 +218,14 @@ class TaskProxy(Generic[P, R]):
         return f"TaskProxy({self.name})"
 
     __repr__ = __str__
+
+
+if TYPE_CHECKING:
+
+    class CoroutineProxy(TaskProxy[P, R]):
+        """What a type checker sees of an ``async`` task: its result is what is awaited."""
+
+        now: Callable[P, Coroutine[Any, Any, R]]  # type: ignore[assignment]
 
 
 def check_every(name: str, function: Callable[..., Any], every: Any) -> int:

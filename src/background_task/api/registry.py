@@ -40,6 +40,11 @@ def declare_proxy(proxy: Any) -> None:
     _proxies[proxy.name] = proxy
 
 
+def proxy(name: str) -> Any | None:
+    """Return what ``@background`` has made of the function of this name; None if nothing."""
+    return _proxies.get(name)
+
+
 def definition(name: str) -> Any | None:
     """Return the declaration that the rows of this name belong to, of either door; None if none."""
     proxy = _proxies.get(name)

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections
 
 from background_task._compat import normalize_json, tasks_base
 from background_task.api import aliases, definitions
 from background_task.policies.priorities import mirrored
 from background_task.settings import app_settings
+from background_task.storage import transient
 
 if TYPE_CHECKING:
     from background_task.models import Attempt, CompletedTask
     from background_task.models import Task as Row
     from background_task.storage.lookup import Found
+
+logger = logging.getLogger("background_task.tasks")
 
 Status = tasks_base.TaskResultStatus
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
@@ -42,21 +51,61 @@ class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
             TimeoutError: it had not finished in time.
             ValueError: it failed.
         """
-        for pause in _pauses(timeout):
-            self.refresh()
-            if self.is_finished:
-                return self.return_value
-            time.sleep(pause)
+        from background_task.storage import notifications
+
+        using = _database_of(self)
+        finished = threading.Event()
+        heard: AbstractContextManager[None] = nullcontext()
+        if notifications.can_hear(using):
+            heard = notifications.heard(using, self.id, finished.set)
+        with heard:
+            for pause in _pauses(timeout):
+                finished.clear()
+                self._look()
+                if self.is_finished:
+                    return self.return_value
+                finished.wait(pause)
         raise TimeoutError(f"The task {self.id} has not finished within {timeout} s.")
 
     async def await_(self, timeout: float | None = None) -> Any:
         """The same without blocking the event loop."""
-        for pause in _pauses(timeout):
-            await self.arefresh()
-            if self.is_finished:
-                return self.return_value
-            await asyncio.sleep(pause)
+        from background_task.storage import notifications
+
+        using = _database_of(self)
+        finished = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(finished.set)
+
+        heard: AbstractContextManager[None] = nullcontext()
+        if await sync_to_async(notifications.can_hear)(using):
+            heard = notifications.heard(using, self.id, wake)
+        with heard:
+            for pause in _pauses(timeout):
+                finished.clear()
+                await sync_to_async(self._look)()
+                if self.is_finished:
+                    return self.return_value
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(finished.wait(), pause)
         raise TimeoutError(f"The task {self.id} has not finished within {timeout} s.")
+
+    def _look(self) -> None:
+        """Refresh, and bear an outage of the database: it will be asked again."""
+        using = _database_of(self)
+        try:
+            self.refresh()
+        except transient.TRANSIENT as error:
+            if connections[using].in_atomic_block:
+                raise
+            logger.warning("Waiting for the task %s, and for the database: %s", self.id, error)
+            transient.disconnect(using)
+
+
+def _database_of(result: TaskResult) -> str:
+    backend: Any = result.task.get_backend()
+    return str(backend.database)
 
 
 def _pauses(timeout: float | None) -> Iterator[float]:
@@ -65,7 +114,7 @@ def _pauses(timeout: float | None) -> Iterator[float]:
     pause = SHORTEST_PAUSE
     while deadline is None or (left := deadline - time.monotonic()) > 0:
         yield pause if deadline is None else min(pause, left)
-        pause = min(pause * 1.5, LONGEST_PAUSE)
+        pause = min(pause * 1.25, LONGEST_PAUSE)
     yield 0
 
 

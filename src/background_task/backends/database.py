@@ -22,12 +22,16 @@ from background_task._compat import (
 )
 from background_task.api import definitions, registry
 from background_task.backends.options import Options
+from background_task.exceptions import ArgumentTypeError
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
 from background_task.settings import app_settings
 
 if TYPE_CHECKING:
     from background_task.models import Task as Row
+
+# What the column ``backend`` of the rows holds.
+LONGEST_ALIAS = 64
 
 Call = tuple[Any, Sequence[Any], dict[str, Any]]
 
@@ -55,6 +59,23 @@ class DatabaseBackend(BaseTaskBackend):
         """The retry policy of tasks that say nothing themselves."""
         return self._options.policy
 
+    @property
+    def database(self) -> str:
+        """The alias of the database that the tasks are in: the option's, or the router's.
+
+        Raises:
+            ImproperlyConfigured: an option is wrong.
+        """
+        from django.db import router
+
+        from background_task.models import Task as Row
+        from background_task.models.tasks import named_databases
+
+        if self._options.database is None:
+            return router.db_for_write(Row)
+        named_databases.add(self._options.database)
+        return self._options.database
+
     def validate_task(self, task: Any) -> None:
         """Check a task by Django's rules, and remember it, so that a worker can run it."""
         super().validate_task(task)
@@ -76,22 +97,37 @@ class DatabaseBackend(BaseTaskBackend):
         Args:
             calls: a task, its positional arguments and its keyword arguments, for each call.
         """
-        return self._store(
-            [(getattr(task, "definition", task), args, kwargs) for task, args, kwargs in calls]
-        )
+        return self._store([self._checked(call) for call in calls])
+
+    def _checked(self, call: Any) -> Call:
+        if not isinstance(call, tuple | list) or len(call) != 3:
+            raise ArgumentTypeError(
+                "enqueue_many of a backend takes a task, a tuple of positional arguments and a "
+                f"dict of keyword arguments for each call, not {call!r:.80}."
+            )
+        task, args, kwargs = call
+        task = getattr(task, "definition", task)
+        if not isinstance(task, tasks_base.Task):
+            raise ArgumentTypeError(
+                f"{task!r:.80} is no task: mark the function with @task or @background."
+            )
+        return task, args, kwargs
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[Any]:
         """See :meth:`enqueue_many`."""
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
     def _store(self, calls: list[Call]) -> list[Any]:
-        from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
+        from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-        from background_task.models import Task as Row
         from background_task.storage import enqueue
+
+        database = self.database
 
         for task in {id(task): task for task, _, _ in calls}.values():
             self.validate_task(task)
+        # Whoever asks the task for its result has to find the backend that has stored it.
+        calls = [(_of_alias(task, self.alias), args, kwargs) for task, args, kwargs in calls]
         _ = self._options.policy  # wrong options are refused before anything is stored
         rows = [self._row(*call) for call in calls]
         results = [
@@ -105,24 +141,27 @@ class DatabaseBackend(BaseTaskBackend):
             (later if on_commit else now).append(pair)
 
         def store(pairs: list[tuple[Row, Any]]) -> None:
-            enqueue.insert([row for row, _ in pairs])
+            enqueue.insert(database, [row for row, _ in pairs])
             for row, result in pairs:
                 object.__setattr__(result, "enqueued_at", row.enqueued_at)
-                tasks_signals.task_enqueued.send(type(self), task_result=result)
-            try:
+                signals.announce(tasks_signals.task_enqueued, type(self), task_result=result)
+            if not app_settings.BACKGROUND_TASK_EAGER:
                 for row, _ in pairs:
+                    signals.announce(signals.task_created, type(self), task=row)
+                return
+            try:
+                for row, _ in pairs:  # what an eager task raises is raised here
                     signals.task_created.send(sender=type(self), task=row)
             finally:
-                if app_settings.BACKGROUND_TASK_EAGER:
-                    for _, result in pairs:
-                        result.refresh()
+                for _, result in pairs:
+                    result.refresh()
 
         if now:
             store(now)
         if later:
             # The transaction that matters to the caller is that of his own tables.
             own = connections[DEFAULT_DB_ALIAS].in_atomic_block
-            using = DEFAULT_DB_ALIAS if own else router.db_for_write(Row)
+            using = DEFAULT_DB_ALIAS if own else database
             transaction.on_commit(partial(store, later), using=using)
         return results
 
@@ -132,6 +171,8 @@ class DatabaseBackend(BaseTaskBackend):
         given: tuple[Any, ...] = (None, *args) if task.takes_context else tuple(args)
         name = registry.name_of(task)
         arguments.check_signature(name, task.func, given, kwargs, ())
+        if task.run_after is not None:  # named as the caller knows it
+            arguments.moment("run_after", task.run_after, strict=False)
         row = Row.objects.new_task(
             arguments.task_name(name),
             normalize_json(list(args)),
@@ -155,7 +196,7 @@ class DatabaseBackend(BaseTaskBackend):
         from background_task.storage import lookup
 
         try:
-            found = lookup.by_result_id(uuid.UUID(str(result_id)))
+            found = lookup.by_result_id(self.database, uuid.UUID(str(result_id)))
         except ValueError:
             found = None
         task = registry.definition(found.task_name) if found is not None else None
@@ -166,6 +207,15 @@ class DatabaseBackend(BaseTaskBackend):
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Check the options, and that the tables are there for them."""
         messages = self._options.check()
+        if len(self.alias) > LONGEST_ALIAS:
+            messages.append(
+                Error(
+                    f'The alias "{self.alias}" in TASKS has {len(self.alias)} characters; '
+                    f"{LONGEST_ALIAS} can be stored with a task.",
+                    hint="Shorten it.",
+                    id="background_task.E006",
+                )
+            )
         if not apps.is_installed("background_task"):
             messages.append(
                 Error(
@@ -175,6 +225,10 @@ class DatabaseBackend(BaseTaskBackend):
                 )
             )
         return messages
+
+
+def _of_alias(task: Any, alias: str) -> Any:
+    return task if task.backend == alias else definitions.unchecked(task, backend=alias)
 
 
 def _waiting(row: Row, task: Any, alias: str) -> Any:

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from background_task.api.options import TO_COME, did_you_mean
-from background_task.exceptions import BackgroundTaskError
+from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.policies.retries import NAMES, ONCE, RetryPolicy
 
 POLICY = tuple(name.upper() for name in NAMES)
-KNOWN = (*POLICY, "ON_COMMIT")
+NAMED_BY_PATH = ("BACKOFF", "RETRY_ON", "GIVE_UP_ON")
+KNOWN = (*POLICY, "ON_COMMIT", "DATABASE")
 
 
 class Options:
@@ -30,6 +32,12 @@ class Options:
     def on_commit(self) -> bool:
         """Whether rows are stored when the caller's transaction is committed."""
         return bool(self._given.get("ON_COMMIT", False))
+
+    @property
+    def database(self) -> str | None:
+        """The alias of the database that the rows are in; None leaves it to the routers."""
+        given = self._given.get("DATABASE")
+        return None if given is None else str(given)
 
     @cached_property
     def policy(self) -> RetryPolicy:
@@ -61,7 +69,10 @@ class Options:
                     "Remove it, or it would be ignored.",
                 )
             elif name not in KNOWN:
-                nearest = did_you_mean(str(name).upper(), KNOWN).strip()
+                upper = str(name).upper()
+                nearest = did_you_mean(upper, KNOWN).strip()
+                if upper in KNOWN:
+                    nearest = f"The options are in upper case: {upper}."
                 yield (
                     "E005",
                     f"{where} has the unknown option {name!r}.",
@@ -69,21 +80,37 @@ class Options:
                 )
         if not isinstance(self._given.get("ON_COMMIT", False), bool):
             yield "E006", f"{where}: ON_COMMIT must be True or False.", "Correct it."
+        if self.database is not None and self.database not in settings.DATABASES:
+            yield (
+                "E006",
+                f"{where}: DATABASE is {self.database!r}, which DATABASES does not have.",
+                did_you_mean(self.database, settings.DATABASES).strip()
+                or f"The databases are {', '.join(settings.DATABASES)}.",
+            )
         try:
             RetryPolicy(**self._policy_options())
-        except (BackgroundTaskError, ImportError) as error:
+        except BackgroundTaskError as error:
             yield "E006", f"{where}: {error}", "Correct it; the names are in upper case."
 
     def _policy_options(self) -> dict[str, Any]:
         return {
-            name.lower(): _imported(self._given[name]) for name in POLICY if name in self._given
+            name.lower(): _imported(name, self._given[name])
+            if name in NAMED_BY_PATH
+            else self._given[name]
+            for name in POLICY
+            if name in self._given
         }
 
 
-def _imported(value: Any) -> Any:
+def _imported(name: str, value: Any) -> Any:
     """Return what a dotted path names; settings cannot import what needs the settings."""
     if isinstance(value, str):
-        return import_string(value)
+        try:
+            return import_string(value)
+        except ImportError as error:
+            raise ArgumentValueError(
+                f"{name} is {value!r}, which cannot be imported: {error}"
+            ) from None
     if isinstance(value, list | tuple):
-        return [_imported(each) for each in value]
+        return [_imported(name, each) for each in value]
     return value

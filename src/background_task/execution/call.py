@@ -30,24 +30,27 @@ def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
     """
     process = os.getpid()
     try:
-        if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+        if is_async(function):
             return _call_async(function, args, kwargs, run)
         with interruptible():
             return function(*args, **kwargs)
     finally:
-        if os.getpid() != process:
-            _leave()
+        leave_if_forked(process)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling ``function`` gives a coroutine."""
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
 
 def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
     async def body() -> Any:
-        run.cancel = _canceller(asyncio.get_running_loop(), asyncio.current_task())
+        run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         try:
             return await function(*args, **kwargs)
         finally:
-            if os.getpid() != process:
-                _leave()
+            leave_if_forked(process)
 
     def stop() -> None:
         if run.cancel is None:
@@ -64,7 +67,7 @@ def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) 
             raise
 
 
-def _canceller(
+def canceller(
     loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None
 ) -> Callable[[], None]:
     """Return what cancels ``task`` until it ends; safe in any thread and in a signal handler.
@@ -85,12 +88,17 @@ def _canceller(
     return cancel_threadsafe
 
 
-def _leave() -> None:
+def leave_if_forked(process: int) -> None:
     """End a child that the function has forked and that comes back from it.
 
     It would record the outcome a second time, over a connection that belongs to its parent, and go
     on as a second worker.
+
+    Args:
+        process: the number of the process in which the function was called.
     """
+    if os.getpid() == process:
+        return
     error = sys.exception()
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):

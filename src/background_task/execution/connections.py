@@ -79,3 +79,35 @@ def _close_what_is_open(connection: BaseDatabaseWrapper) -> None:
             connection.close()
         if not connection.autocommit:
             connection.close()
+
+
+def tidy() -> None:
+    """Put right what a task has left open or broken in this thread, which runs no other task."""
+    for connection in connections.all(initialized_only=True):
+        with suppress(Exception):
+            if connection.connection is not None:
+                _close_what_is_open(connection)
+    mend()
+
+
+def mend() -> None:
+    """Close what is broken in this thread, in which other tasks may be about to query.
+
+    Django would go on with a connection that its server has closed.
+    """
+    for connection in connections.all(initialized_only=True):
+        with suppress(Exception):
+            is_suspect = connection.errors_occurred and not connection.in_atomic_block
+            if is_suspect and not connection.is_usable():
+                connection.close()
+            elif is_suspect:
+                connection.errors_occurred = False
+
+
+def is_in_transaction() -> bool:
+    """Tell whether a transaction is open on a connection of this thread."""
+    return any(
+        connection.connection is not None
+        and (connection.in_atomic_block or not connection.get_autocommit())
+        for connection in connections.all(initialized_only=True)
+    )

@@ -12,7 +12,7 @@ from background_task._compat import HAS_TASKS
 from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask
 from background_task.exceptions import BackgroundTaskError
-from background_task.models import Task
+from background_task.models import CompletedTask, Task
 from background_task.policies.retries import ONCE, RetryPolicy, check_seconds
 from background_task.storage import lookup
 
@@ -78,32 +78,39 @@ class Notices:
         if self._alias is not None:
             self._announce("task_started", lambda: self.context.task_result)
 
-    def announce_end(self) -> None:
+    def announce_end(self, completed: CompletedTask | None = None) -> None:
         """Send Django's ``task_finished``, if the task has finished and not only this attempt.
 
         After the commit, and where the exception is being handled: error trackers ask for it.
+
+        Args:
+            completed: the row of the history, where it is at hand; else it is looked up.
         """
         if self._alias is not None:
-            self._announce("task_finished", self._finished)
+            self._announce("task_finished", lambda: self._finished(completed))
 
     def _announce(self, name: str, make: Callable[[], Any]) -> None:
         from background_task._compat import tasks_signals
 
+        signal = getattr(tasks_signals, name)
         try:
-            result = make()
             backend = type(self._backend)
+            result = make() if signal.has_listeners(backend) else None
         except Exception:  # to tell of a run must not harm it
             logger.exception("Receivers of %s could not be told of %s", name, self._row)
             return
         if result is not None:
-            signals.announce(getattr(tasks_signals, name), backend, task_result=result)
+            signals.announce(signal, backend, task_result=result)
 
-    def _finished(self) -> Any:
+    def _finished(self, completed: CompletedTask | None) -> Any:
         from background_task.api import results
 
         if self._row is None or self._row.result_id is None:
             return None
-        found = lookup.by_result_id(self._row.result_id)
+        if completed is not None:
+            log = lookup.log_of(completed)
+            return results.of_finished_row(completed, self._proxy.definition, log)
+        found = lookup.by_result_id(self._row.database, self._row.result_id)
         result = None if found is None else results.of(found, self._proxy.definition)
         return result if result is not None and result.is_finished else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from django.db import connections
@@ -17,6 +17,7 @@ from django.db import connections
 from background_task.models import Task
 from background_task.settings import app_settings
 from background_task.storage import leases
+from background_task.storage.batches import in_batches
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
@@ -28,20 +29,16 @@ LONGEST_RENEWAL = 1.0
 class Run:
     """One row while this process runs it; None where a function runs without a row.
 
-    ``cancel`` is what ends it before its time, where something can.
+    ``cancel`` is what ends it before its time, where something can. ``is_over`` says that its
+    outcome is about to be written, so its lease is renewed no more; ``is_given_up`` that it has
+    none, since the row was handed back.
     """
 
     def __init__(self, task: Task | None) -> None:
         self.task = task
         self.cancel: Callable[[], None] | None = None
-        self._is_over = False
-        self._lock = threading.Lock()
-
-    def renew(self) -> None:
-        """Renew the lease, unless the outcome is being written."""
-        with self._lock:
-            if self.task is not None and not self._is_over:
-                leases.renew(self.task)
+        self.is_over = False
+        self.is_given_up = False
 
     def end(self) -> None:
         """Begin no renewal any more: the outcome is about to be written.
@@ -49,24 +46,12 @@ class Run:
         One that is on its way is waited for, but not for long: it may itself be waiting for what
         this thread has locked in the database.
         """
-        self._is_over = True
-        if self._lock.acquire(timeout=LONGEST_RENEWAL):
-            self._lock.release()
+        self.is_over = True
+        runs.wait_for_renewal()
 
     def hand_back(self) -> None:
         """Give the row up and end what can be ended. It is not an error when that fails."""
-        self.end()
-        try:
-            if self.task is not None and leases.hand_back(self.task):
-                logger.warning("Handed back %s, which had not finished", self.task)
-        except Exception as error:
-            logger.warning(
-                "%s could not be handed back and stays locked until MAX_RUN_TIME is over: %s",
-                self.task,
-                error,
-            )
-        if self.cancel is not None:
-            self.cancel()
+        _hand_back([self])
 
 
 class Runs:
@@ -79,6 +64,7 @@ class Runs:
         """Start afresh, as a forked child must: what its parent runs is not its own."""
         self._runs: dict[int, Run] = {}
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()
         self._begun = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -101,19 +87,31 @@ class Runs:
             if not self._runs:
                 self._begun.clear()
 
-    def hand_back(self) -> None:
-        """Give up whatever runs: the process is about to end without waiting for it."""
-        for run in self._all():
-            run.hand_back()
+    def hand_back(self, only: Sequence[Run] | None = None) -> None:
+        """Give up whatever runs: the process is about to end without waiting for it.
+
+        Args:
+            only: give up these and no others, which have not begun: nothing to warn of.
+        """
+        given_up = self._all() if only is None else only
+        _hand_back(given_up, logging.WARNING if only is None else logging.DEBUG)
+        for run in given_up:
             self.end(run.task)
 
     def renew(self) -> None:
         """Renew the lease of everything that runs; a database that is away is tried again later."""
-        for run in self._all():
-            try:
-                run.renew()
-            except Exception as error:
-                logger.warning("The lease of %s could not be renewed: %s", run.task, error)
+        with self._renewing:
+            tasks = [run.task for run in self._all() if run.task is not None and not run.is_over]
+            for some in in_batches(tasks):
+                try:
+                    leases.renew(some)
+                except Exception as error:
+                    logger.warning("%d lease(s) could not be renewed: %s", len(some), error)
+
+    def wait_for_renewal(self) -> None:
+        """Wait until no lease is being renewed, but not for long."""
+        if self._renewing.acquire(timeout=LONGEST_RENEWAL):
+            self._renewing.release()
 
     def _all(self) -> list[Run]:
         with self._lock:
@@ -128,6 +126,30 @@ class Runs:
             self.renew()
             with suppress(Exception):
                 connections.close_all()  # this thread's own
+
+
+def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
+    for run in given_up:
+        run.is_over = run.is_given_up = True
+    runs.wait_for_renewal()
+    tasks = [run.task for run in given_up if run.task is not None]
+    for some in in_batches(tasks):
+        try:
+            ours = leases.hand_back(some)
+        except Exception as error:
+            names = ", ".join(sorted({str(task) for task in some}))
+            logger.warning(
+                "%s could not be handed back and stays locked until MAX_RUN_TIME is over: %s",
+                names,
+                error,
+            )
+        else:
+            for task in some:
+                if task.pk in ours:
+                    logger.log(level, "Handed back %s, which had not finished", task)
+    for run in given_up:
+        if run.cancel is not None:
+            run.cancel()
 
 
 runs = Runs()

@@ -87,8 +87,10 @@ class Row(HasCreator):
 
     def _begin(self, **values: Any) -> None:
         if self._state.adding or self.pk is None:
-            for name, value in {"result_id": uuid7(), **values, **self._identity}.items():
+            for name, value in {**values, **self._identity}.items():
                 setattr(self, name, value)
+            if "result_id" not in self._identity:
+                self.result_id = uuid7()
             self._identity = MappingProxyType({})
 
     @admin.display(boolean=True)

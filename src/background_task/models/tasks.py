@@ -34,6 +34,10 @@ logger = logging.getLogger("background_task.models")
 HALF_OF_AN_ERROR = 100_000
 
 
+# The aliases of databases that an option has named for a queue. There a row is written where it was
+# read, whatever a router would say.
+named_databases: set[str] = set()
+
 # Beyond this a date could not be moved by it.
 LONGEST_LEASE = 10**9
 
@@ -60,6 +64,18 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
             ready = ready.filter(queue=queue)
         order = f"{app_settings.BACKGROUND_TASK_PRIORITY_ORDERING}priority"
         return ready.order_by(order, "run_at", "id")
+
+
+def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
+    """Return what an UPDATE sets to take a row that is not locked and has a public id."""
+    return {
+        "locked_by": locked_by,
+        "locked_at": now,
+        "state": State.RUNNING,
+        "epoch": Coalesce(F("epoch"), 0) + 1,
+        "worker_id": rows.this_worker(),
+        "started_at": Coalesce(F("started_at"), Value(now, models.DateTimeField())),
+    }
 
 
 # The name is what the plugin of mypy needs to know its methods.
@@ -218,15 +234,25 @@ class Task(rows.Row):
     @property
     def database(self) -> str:
         """The alias of the database that the row is written to, wherever it was read from."""
+        if self._state.db in named_databases:
+            return self._state.db
         return router.db_for_write(type(self), instance=self)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""
+        if self._state.db in named_databases:
+            kwargs.setdefault("using", self._state.db)
         self.prepare()
         fields = kwargs.get("update_fields")
         if fields is not None and {"run_at", "locked_by"} & set(fields):
             kwargs["update_fields"] = {*fields, "state"}
         super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Delete the row, where it is."""
+        if self._state.db in named_databases:
+            kwargs.setdefault("using", self._state.db)
+        return super().delete(*args, **kwargs)
 
     def prepare(self) -> None:
         """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
@@ -255,17 +281,13 @@ class Task(rows.Row):
             manager.unlocked(now)
             .filter(pk=self.pk)
             .update(
-                locked_by=locked_by,
-                locked_at=now,
-                state=State.RUNNING,
-                epoch=Coalesce(F("epoch"), 0) + 1,
-                worker_id=rows.this_worker(),
-                started_at=Coalesce(F("started_at"), Value(now, models.DateTimeField())),
+                # First: MySQL evaluates in this order, and sees what was set before.
                 losses=Case(
                     When(locked_by__isnull=False, then=Coalesce(F("losses"), 0) + 1),
                     default=F("losses"),
                     output_field=models.SmallIntegerField(),
                 ),
+                **lock_values(locked_by, now),
                 result_id=Coalesce(F("result_id"), Value(uuid7(), models.UUIDField())),
             )
         )
@@ -367,13 +389,19 @@ class Task(rows.Row):
 
     def create_completed_task(self) -> CompletedTask:
         """Store and return the history row of this task; its ``run_at`` is the time of the end."""
+        completed = self.as_completed(vendors.now(self.database))
+        completed.save(using=self.database)
+        return completed
+
+    def as_completed(self, ended: datetime) -> CompletedTask:
+        """Return the history row of this task, unsaved."""
         completed = CompletedTask(
             **{name: getattr(self, name) for name in _COPIED},
-            run_at=vendors.now(self.database),
+            result_id=self.result_id,
+            run_at=ended,
             state=State.FAILED if self.failed_at else State.SUCCESSFUL,
         )
         completed.identify(result_id=self.result_id)
-        completed.save(using=self.database)
         return completed
 
     def create_repetition(self) -> Task | None:

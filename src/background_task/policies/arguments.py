@@ -7,6 +7,7 @@ Every function either returns the value to store or raises :class:`ArgumentTypeE
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -73,9 +74,8 @@ def check_signature(
     What is asked is the object that will be called, not what it wraps: a decorator that supplies
     arguments of its own has the last word.
     """
-    try:
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
+    signature = _signature(function)
+    if signature is None:
         return  # a builtin that does not tell; the worker will find out
     try:
         signature.bind(*args, **kwargs)
@@ -89,6 +89,21 @@ def check_signature(
         if next(iter(signature.parameters), None) in ("self", "cls"):
             message += " Methods cannot be tasks: make it a function and pass the primary key."
         raise ArgumentTypeError(message) from None
+
+
+@functools.lru_cache(maxsize=512)
+def _remembered_signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return _remembered_signature(function)
+    except TypeError:  # it cannot be a key of a dict
+        return _remembered_signature.__wrapped__(function)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ def take_over(model: Any, statuses: Collection[str]) -> int:
             oldest = rows.order_by("enqueued_at", "pk")
             some = list(oldest.select_for_update(skip_locked=skip)[:BATCH])
             if some:
-                enqueue.insert([_ours(row) for row in some])
+                enqueue.insert(using, [_ours(row) for row in some])
                 rows.filter(pk__in=[row.pk for row in some]).delete()
             return len(some)
 

@@ -1,6 +1,8 @@
-"""Keep, or give up, a row that is locked for a run."""
+"""Keep, or give up, the rows that are locked for a run."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from django.db import connections, models, transaction
 from django.db.models import F
@@ -11,23 +13,54 @@ from background_task.models import Task
 from background_task.states import State
 from background_task.storage.transient import HURRIED, persevere
 
+_LOCK = ("pk", "locked_by", "locked_at", "epoch")
 
-def renew(task: Task) -> bool:
-    """Make the lock of a run that goes on as fresh as a new one; False when that cannot be.
+
+def renew(tasks: Sequence[Task]) -> None:
+    """Make the locks of runs that go on as fresh as new ones.
 
     It does not wait for a row that is locked in a transaction: that may be the transaction of the
     task itself, and while it lasts nobody can take the row anyway. ``task.locked_at`` keeps telling
     when the run began.
     """
-    if task.locked_at is None:
-        return False  # a row that was run without being locked
-    using = task.database
-    now = vendors.now(using)
-    held = task.held()
-    # Before the statement: when the answer is lost, or late, the run is recognised either way.
-    task.leased_at = now
-    with transaction.atomic(using=using):
-        return not is_held_elsewhere(held) and bool(held.update(locked_at=now))
+    locked = [task for task in tasks if task.locked_at is not None]  # not so when run by hand
+    for using in {task.database for task in locked}:
+        mine = [task for task in locked if task.database == using]
+        now = vendors.now(using)
+        # Before the statement: when the answer is lost, or late, the run is recognised either way.
+        for task in mine:
+            task.leased_at = now
+        with transaction.atomic(using=using):
+            held = [row.pk for row in still_held(using, mine, wait=False)]
+            Task.objects.using(using).filter(pk__in=held).update(locked_at=now)
+
+
+def still_held(
+    using: str, tasks: Sequence[Task], columns: Sequence[str] = _LOCK, *, wait: bool = True
+) -> list[Task]:
+    """Inside a transaction: lock and return the rows that still belong to these runs.
+
+    Rows that were deleted, or handed to another run, are missing.
+
+    Args:
+        using: the alias of the database.
+        tasks: the rows as they were claimed.
+        columns: what to read of them.
+        wait: wait for rows that another transaction holds, rather than leave them out.
+    """
+    vendors.begin_write(using, Task._meta.db_table)
+    runs = {task.pk: task for task in tasks}
+    rows = Task._base_manager.using(using).filter(pk__in=runs).only(*columns).order_by("pk")
+    skip = not wait and connections[using].features.has_select_for_update_skip_locked
+    return [row for row in rows.select_for_update(skip_locked=skip) if _holds(runs[row.pk], row)]
+
+
+def _holds(task: Task, row: Task) -> bool:
+    """Tell of a row as it is stored what :meth:`Task.held` asks the database."""
+    if (task.locked_by, task.epoch) != (row.locked_by, row.epoch) or row.locked_at is None:
+        return False
+    began = task.locked_at
+    return began is not None and began <= row.locked_at <= (task.leased_at or began)
 
 
 def is_held_elsewhere(row: models.QuerySet[Task]) -> bool:
@@ -40,9 +73,23 @@ def is_held_elsewhere(row: models.QuerySet[Task]) -> bool:
     return not list(row.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
-def hand_back(task: Task) -> bool:
-    """Give up a run that has not ended, without counting an attempt; False when it is not ours."""
-    return persevere(task.database, "hand back a task", lambda: bool(release(task.held())), HURRIED)
+def hand_back(tasks: Sequence[Task]) -> set[int]:
+    """Give up runs that have not ended, without counting an attempt; return the keys of ours.
+
+    All of them are one transaction: there may be no time for more.
+    """
+    given: set[int] = set()
+    for using in {task.database for task in tasks}:
+        mine = [task for task in tasks if task.database == using]
+
+        def verb(using: str = using, mine: Sequence[Task] = mine) -> list[int]:
+            with transaction.atomic(using=using):
+                held = [row.pk for row in still_held(using, mine)]
+                release(Task.objects.using(using).filter(pk__in=held))
+                return held
+
+        given.update(persevere(using, "hand back what has not ended", verb, HURRIED))
+    return given
 
 
 def release(rows: models.QuerySet[Task]) -> int:

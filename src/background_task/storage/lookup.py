@@ -24,13 +24,12 @@ class Found(NamedTuple):
         return row.task_name if row is not None else ""
 
 
-def by_result_id(result_id: UUID) -> Found | None:
+def by_result_id(using: str, result_id: UUID) -> Found | None:
     """Return the task; None when there is none.
 
     A task only ever moves from the first table to the second, so looking there in this order finds
     it even while it moves.
     """
-    using = router.db_for_write(Task)
     live = Task._base_manager.using(using).filter(result_id=result_id).first()
     if live is not None:
         return Found(live, None, log_of(live))
@@ -40,7 +39,9 @@ def by_result_id(result_id: UUID) -> Found | None:
 
 def log_of(row: Task | CompletedTask) -> list[Attempt]:
     """Return the attempts of a task that did not succeed, in order; a first attempt has none."""
-    if row.result_id is None or not (row.attempts or row.losses):
+    succeeded = isinstance(row, CompletedTask) and row.failed_at is None
+    failures = (row.attempts or 0) - succeeded
+    if row.result_id is None or not (failures > 0 or row.losses):
         return []
-    using = router.db_for_write(Task)
+    using = row._state.db or router.db_for_write(Task)
     return list(Attempt.objects.using(using).filter(result_id=row.result_id).order_by("id"))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from background_task import signals
-from background_task._compat import HAS_TASKS, normalize_json
+from django.db import router
+
+from background_task import _compat, signals
 from background_task.api import registry
 from background_task.api.proxy import TaskProxy
 from background_task.exceptions import ArgumentTypeError
@@ -41,7 +42,7 @@ def assert_enqueued(
     expected = "once at least" if count is None else f"{count} time(s)"
     raise AssertionError(
         f"{_call(_name(task), args, kwargs)} was expected to be enqueued {expected}, "
-        f"but it is {len(rows)} time(s). {_what_waits()}"
+        f"but it is {len(rows)} time(s). {_what_waits(_database(task))}"
     )
 
 
@@ -68,7 +69,7 @@ def captured_tasks() -> Iterator[list[Task]]:
 
 
 def _waiting(task: Any, args: Any, kwargs: Any, queue: str | None) -> list[Task]:
-    rows = Task.objects.on_primary().filter(task_name=_name(task)).order_by("id")
+    rows = Task.objects.using(_database(task)).filter(task_name=_name(task)).order_by("id")
     if queue is not None:
         rows = rows.filter(queue=queue)
     return [
@@ -77,6 +78,14 @@ def _waiting(task: Any, args: Any, kwargs: Any, queue: str | None) -> list[Task]
         if (args is None or row.params()[0] == _as_stored(list(args)))
         and (kwargs is None or row.params()[1] == _as_stored(kwargs))
     ]
+
+
+def _database(task: Any) -> str:
+    """Return where calls of a task are stored."""
+    database = None
+    if not isinstance(task, str | TaskProxy) and hasattr(task, "get_backend"):
+        database = getattr(task.get_backend(), "database", None)
+    return database or router.db_for_write(Task)
 
 
 def _name(task: Any) -> str:
@@ -93,7 +102,7 @@ def _name(task: Any) -> str:
 
 
 def _as_stored(value: Any) -> Any:
-    return json.loads(json.dumps(normalize_json(value) if HAS_TASKS else value))
+    return json.loads(json.dumps(_compat.normalize_json(value) if _compat.HAS_TASKS else value))
 
 
 def _call(name: str, args: Any, kwargs: Any) -> str:
@@ -103,7 +112,7 @@ def _call(name: str, args: Any, kwargs: Any) -> str:
     return f"{name}({', '.join(given + anything)})"
 
 
-def _what_waits() -> str:
-    rows = Task.objects.on_primary().order_by("id")[:20]
+def _what_waits(database: str) -> str:
+    rows = Task.objects.using(database).order_by("id")[:20]
     lines = [f"\n  {_call(row.task_name, *row.params())}" for row in rows]
     return f"There waits:{''.join(lines)}" if lines else "Nothing waits."

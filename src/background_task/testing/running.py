@@ -14,6 +14,7 @@ from background_task import vendors
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
+from background_task.models.tasks import named_databases
 from background_task.tasks import tasks
 
 MOST_RUNS = 10_000
@@ -29,7 +30,11 @@ class Ran(NamedTuple):
 
 
 def run_due_tasks(
-    *, until: datetime | None = None, queue: str | None = None, raise_errors: bool = True
+    *,
+    until: datetime | None = None,
+    queue: str | None = None,
+    database: str | None = None,
+    raise_errors: bool = True,
 ) -> list[Ran]:
     """Run every task that is due, and those that they enqueue, until nothing is due any more.
 
@@ -40,6 +45,8 @@ def run_due_tasks(
         until: also run what comes due until then: deferred tasks, retries, repetitions. The clock
             of the queue is put forward to each of them in turn; that of Python is not.
         queue: only tasks of this queue.
+        database: the tasks in this database, where a backend names one; else those in the one that
+            the routers name.
         raise_errors: raise what a task raises, once its failure has been recorded. Without it the
             failure is in the list, and in the rows.
 
@@ -53,6 +60,15 @@ def run_due_tasks(
     """
     _check(until)
     autodiscover()
+    outer, tasks.database = tasks.database, database
+    named_databases.update(filter(None, [database]))
+    try:
+        return _run_all(until, queue, raise_errors)
+    finally:
+        tasks.database = outer
+
+
+def _run_all(until: datetime | None, queue: str | None, raise_errors: bool) -> list[Ran]:
     ran: list[Ran] = []
     now = timezone.now()
     while True:
@@ -109,7 +125,7 @@ def _run_one(queue: str | None, ran: list[Ran], raise_errors: bool) -> bool:
 
 def _next_due(queue: str | None, now: datetime, until: datetime) -> datetime | None:
     """Return when the next task is due, later than ``now``: what was due then has run."""
-    waiting = Task.objects.on_primary().filter(
+    waiting = Task.objects.using(tasks.queue_database()).filter(
         task_name__in=tasks._tasks.keys(), failed_at=None, locked_by=None
     )
     waiting = waiting.filter(run_at__gt=now, run_at__lte=until)

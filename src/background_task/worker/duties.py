@@ -47,9 +47,11 @@ class Duties:
             return
         self._next = time.monotonic() + INTERVAL
         self._delays = PATIENT
-        for attempt in startup.postponed():
-            self._try("schedule what a module asked for at import", attempt)
-        self.keep_declared_chains()
+        if self._tasks.queue_database() == router.db_for_write(Task):
+            # Chains are where the calls of a project go; a worker of another database has none.
+            for attempt in startup.postponed():
+                self._try("schedule what a module asked for at import", attempt)
+            self.keep_declared_chains()
         self._try("report unknown names", self.report_unknown_names)
 
     def run_when_idle(self) -> None:
@@ -66,7 +68,7 @@ class Duties:
             duty()
         except TRANSIENT as error:
             logger.warning("Could not %s; it must wait for the database: %s", what, error)
-            disconnect(router.db_for_write(Task))
+            disconnect(self._tasks.queue_database())
             self._delays = ()  # enough patience for this time: tasks are waiting
             self._next = time.monotonic() + AFTER_A_FAILURE
         except Exception:
@@ -75,7 +77,7 @@ class Duties:
     def keep_declared_chains(self) -> None:
         """Make the rows agree with what ``@background(every=…)`` declares in the code."""
         declared = set()
-        for proxy in self._tasks._tasks.values():
+        for proxy in list(self._tasks._tasks.values()):  # another thread may add to it
             if getattr(proxy, "every", 0):
                 declared.add(proxy.declared_hash)
                 self._try(f"keep the chain of {proxy.name}", partial(self._keep, proxy))
@@ -98,7 +100,7 @@ class Duties:
 
     def report_unknown_names(self) -> None:
         """Warn, once for each name, of due rows whose name no ``tasks.py`` registers."""
-        rows = Task.objects.on_primary()
+        rows = Task.objects.using(self._tasks.queue_database())
         due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
         unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
         for name, count in unknown:

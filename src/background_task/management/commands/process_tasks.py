@@ -14,14 +14,17 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import close_old_connections, router
 from django.utils import autoreload
 
 from background_task import vendors
 from background_task.exceptions import TaskModuleError
 from background_task.execution.runs import runs
 from background_task.models import Task
+from background_task.models.tasks import named_databases
+from background_task.settings import app_settings
+from background_task.signals import close_old
 from background_task.storage import claim
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
 from background_task.tasks import autodiscover, tasks
@@ -35,7 +38,10 @@ from background_task.utils import (
     leave,
     say,
 )
+from background_task.worker.batches import reason_against
+from background_task.worker.coroutines import Coroutines
 from background_task.worker.duties import Duties
+from background_task.worker.functions import Functions
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +123,26 @@ class Command(BaseCommand):
             },
         ),
         (
+            ("--database",),
+            {
+                "action": "store",
+                "dest": "database",
+                "help": "Take tasks of this database, an alias of DATABASES (default: the one that "
+                "the database routers name)",
+            },
+        ),
+        (
+            ("--concurrency",),
+            {
+                "action": "store",
+                "dest": "concurrency",
+                "type": int,
+                "default": None,
+                "help": "How many async tasks may be in flight at a time, on one event loop "
+                "(default: the setting BACKGROUND_TASK_CONCURRENCY, which is 100)",
+            },
+        ),
+        (
             ("--log-std",),
             {
                 "action": "store_true",
@@ -186,46 +212,74 @@ class Command(BaseCommand):
             raise CommandError("process_tasks was called by a task: the worker would wait for it.")
         if not 0 <= sleep < float("inf"):
             raise CommandError(f"--sleep is {sleep}; it must be a number of seconds, 0 or more.")
+        concurrency = options.get("concurrency")
+        if concurrency is None:
+            concurrency = app_settings.BACKGROUND_TASK_CONCURRENCY
+        if concurrency < 1:
+            raise CommandError(
+                f"--concurrency is {concurrency}; it must be a whole number, 1 at least."
+            )
+        database = options.get("database")
+        if database is not None and database not in settings.DATABASES:
+            raise CommandError(
+                f"--database is {database!r}; the databases are {', '.join(settings.DATABASES)}."
+            )
         streams = sys.stdout, sys.stderr
         if options.get("log_std"):
             _configure_log_std()
+        outer = self._tasks.database
         try:
-            self._work(duration, sleep, options.get("queue"))
+            self._tasks.database = database
+            named_databases.update(filter(None, [database]))
+            self._work(duration, sleep, options.get("queue"), concurrency)
         finally:
+            self._tasks.database = outer
             sys.stdout, sys.stderr = streams
 
-    def _work(self, duration: float, sleep: float, queue: str | None) -> None:
+    def _work(self, duration: float, sleep: float, queue: str | None, concurrency: int) -> None:
         try:
             autodiscover()
         except TaskModuleError as error:
             raise CommandError(str(error)) from error
-        _require_tables()
+        using = self._tasks.queue_database()
+        _require_tables(using)
         self._tasks._pool_runner.on_free = getattr(self.sig_manager, "wake", _nothing)
         duties = Duties(self._tasks)
         deadline = time.monotonic() + duration if duration > 0 else None
         logger.info("Taking tasks of %s", f"the queue {queue!r}" if queue else "every queue")
+        elsewhere = self._tasks.elsewhere
+        coroutines = Coroutines(self._tasks, queue, concurrency, sleep)
+        functions = Functions(self._tasks, queue)
+        by_batches = self._may_batch()
+        self._tasks.elsewhere = coroutines.names if by_batches else None
         try:
             while not self.sig_manager.kill_now and not _past(deadline):
                 duties.run_if_due()
-                if self._tasks.run_next_task(queue):
+                if by_batches:
+                    coroutines.start()
+                if self._run_some(functions if by_batches else None, queue):
                     self._pause()
                 else:
-                    close_old_connections()
+                    close_old()
                     duties.run_when_idle()
                     logger.debug("waiting for tasks")
                     self._wait(_at_most(sleep, deadline))
-            self._drain()
+            self._drain(coroutines)
             logger.info("Stopped; no task was left running")
         except ForcedStop:
             runs.hand_back()
+            coroutines.close()  # which lets what was cancelled tidy up
             self._exit(exit_code(self.sig_manager.signum))
         except BaseException:
             runs.hand_back()
             raise
         finally:
+            coroutines.close()
+            functions.close()
+            self._tasks.elsewhere = elsewhere
             self._tasks._pool_runner.on_free = _nothing
             self._tasks._pool_runner.close()
-            _settle_doubts()
+            _settle_doubts(using)
 
     def _exit(self, code: int) -> NoReturn:
         """Stop at once; what a task has left running in threads would hold the process up."""
@@ -255,10 +309,23 @@ class Command(BaseCommand):
         """Sleep, and wake for a signal where the project's own signal manager can."""
         getattr(self.sig_manager, "wait", time.sleep)(seconds)
 
-    def _drain(self) -> None:
-        """Wait for the tasks in threads; a second request to stop hands them back instead."""
+    def _may_batch(self) -> bool:
+        reason = reason_against(self._tasks)
+        if reason:
+            logger.debug("Tasks are taken one by one: %s", reason)
+        return reason is None
+
+    def _run_some(self, functions: Functions | None, queue: str | None) -> bool:
+        """Take and run functions; in threads, and where a step is the project's own, one by one."""
+        if functions is None or app_settings.BACKGROUND_TASK_RUN_ASYNC:
+            return bool(self._tasks.run_next_task(queue))
+        return functions.run_some(only_one=self.sig_manager.time_to_wait is not TTW_FAST)
+
+    def _drain(self, coroutines: Coroutines) -> None:
+        """Wait for what runs in threads; a second request to stop hands it back instead."""
         said = False
-        while not self._tasks._pool_runner.drain(timeout=0.1):
+        coroutines.stop()
+        while not (coroutines.drain(0.1) and self._tasks._pool_runner.drain(timeout=0.1)):
             if getattr(self.sig_manager, "kill_now", False) and not said:
                 said = True
                 say(STOPPING)
@@ -266,9 +333,9 @@ class Command(BaseCommand):
                 raise ForcedStop
 
 
-def _settle_doubts() -> None:
+def _settle_doubts(using: str) -> None:
     try:
-        persevere(router.db_for_write(Task), "unlock a row", claim.settle_doubts, HURRIED)
+        persevere(using, "unlock a row", lambda: claim.settle_doubts(using), HURRIED)
     except Exception as error:
         logger.warning("A row may stay locked until MAX_RUN_TIME is over: %s", error)
 
@@ -285,9 +352,8 @@ def _at_most(seconds: float, deadline: float | None) -> float:
     return seconds if deadline is None else max(0.0, min(seconds, deadline - time.monotonic()))
 
 
-def _require_tables() -> None:
+def _require_tables(using: str) -> None:
     """Refuse to start without tables, rather than fail at every look; an outage is waited for."""
-    using = router.db_for_write(Task)
     try:
         # The last column that a migration added, so that one which was not run is noticed too.
         Task.objects.using(using).values("return_value").first()

@@ -1,0 +1,52 @@
+"""What a type checker sees of tasks and results: Django's classes with what ours have beyond them.
+
+At run time they are :class:`background_task.api.definitions.Task` and
+:class:`background_task.api.results.TaskResult`; Django's own are generic for type checkers only.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, ParamSpec, TypeVar
+
+    from django import tasks
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    class TaskResult(tasks.TaskResult[P, R]):
+        def wait(self, timeout: float | None = None) -> R: ...
+        async def await_(self, timeout: float | None = None) -> R: ...
+
+    class Task(tasks.Task[P, R]):
+        def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[P, R]: ...
+        async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[P, R]: ...
+        def get_result(self, result_id: str) -> TaskResult[P, R]: ...
+        async def aget_result(self, result_id: str) -> TaskResult[P, R]: ...
+        def using(
+            self,
+            *,
+            priority: int | None = None,
+            queue_name: str | None = None,
+            run_after: datetime | None = None,
+            backend: str | None = None,
+        ) -> Task[P, R]: ...
+        def enqueue_many(
+            self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+        ) -> list[TaskResult[P, R]]: ...
+        async def aenqueue_many(
+            self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]
+        ) -> list[TaskResult[P, R]]: ...
+
+
+class Using(TypedDict, total=False):
+    """What ``using()`` changes."""
+
+    priority: int
+    queue_name: str
+    run_after: datetime | None
+    backend: str

@@ -1,0 +1,194 @@
+"""One attempt at one row, step by step: begin, then succeed or fail, then end.
+
+Whoever drives it decides how the body runs: in this thread, or on an event loop meanwhile. Nothing
+here raises what a task has raised, and nothing runs the body.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from background_task import signals
+from background_task._compat import HAS_TASKS
+from background_task.api.context import running
+from background_task.exceptions import BackgroundTaskError, WorkerLostError
+from background_task.execution.connections import undisturbed
+from background_task.execution.notices import Notices
+from background_task.execution.runs import Run, runs
+from background_task.models import CompletedTask, Task
+from background_task.settings import app_settings
+from background_task.storage import finish
+
+
+class Attempt:
+    """What happens around the body of a task, in the predecessor's order.
+
+    Args:
+        proxy: what stands in for the function.
+        task: the row, which is locked; None when the function runs by its name.
+        logger: what is told; projects replace ``background_task.tasks.logger``.
+    """
+
+    def __init__(self, proxy: Any, task: Task | None, logger: logging.Logger) -> None:
+        self.proxy = proxy
+        self._logger = logger
+        self.task = task
+        self.run: Run = runs.begin(task)
+        self._notices = Notices(proxy, None)
+
+    def begin(self, args: Any = (), kwargs: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Announce the attempt; return what the function is to be called with.
+
+        Without a row, a stored one with the same name and arguments, if there is one, counts as
+        what is run.
+
+        Args:
+            args, kwargs: what to call with where there is no row.
+
+        Raises:
+            WorkerLostError: too many workers were lost over this row.
+            Exception: the arguments of the row cannot be read.
+        """
+        with undisturbed():
+            signals.announce(signals.task_started, Task)
+        if self.task is not None:
+            args, kwargs = self.task.params()
+        else:
+            self.task = _stored_row(self.proxy, args, kwargs)
+            self.run = runs.begin(self.task)
+        self._notices = Notices(self.proxy, self.task)
+        if self.task is not None:
+            self.task.policy = self._notices.policy
+            _check_losses(self.task)
+        with undisturbed():
+            self._notices.announce_start()
+        if getattr(self.proxy, "takes_context", False):
+            args = (self._notices.context, *args)
+        elif HAS_TASKS and self.task is not None and (self.task.attempts or self.task.losses):
+            # Its log is read now: a coroutine that asks for it later may not query.
+            _ = self._notices.context
+        return args, kwargs or {}
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What to call.
+
+        Raises:
+            BackgroundTaskError: the proxy has none.
+        """
+        function: Callable[..., Any] | None = getattr(self.proxy, "task_function", None)
+        if function is None:
+            raise BackgroundTaskError(f"{self.proxy!r} has no task_function to call.")
+        return function
+
+    def as_current(self) -> AbstractContextManager[None]:
+        """Let ``current_task()`` find this attempt, within this block."""
+        return running(None if self.task is None else lambda: self._notices.context)
+
+    def encode(self, value: Any) -> str | None:
+        """Return what the function has returned as the text to store.
+
+        Raises:
+            TypeError, ValueError: it is no JSON, and the task has promised some.
+        """
+        if self.task is None or value is None or not HAS_TASKS:
+            return None
+        from background_task.api import results
+
+        return results.encode(value, strict=self.task.backend is not None)
+
+    def succeed(self, value: Any) -> None:
+        """Store and announce a success.
+
+        Raises:
+            TypeError, ValueError: see :meth:`encode`.
+            Exception: it could not be stored.
+        """
+        if self.task is None:
+            self.run.end()
+            return
+        self.record_success(self.encode(value))
+
+    def record_success(self, text: str | None) -> None:
+        """The same with what :meth:`encode` has made of the value."""
+        self.run.end()
+        if self.task is not None:
+            self.has_succeeded(finish.succeed(self.task, text))
+
+    def has_succeeded(self, completed: CompletedTask | None) -> None:
+        """Announce a success that is stored; None says that the row was not ours any more."""
+        if completed is None:
+            self._logger.warning(
+                "%s has run, but its row was deleted or taken over meanwhile", self.task
+            )
+        else:
+            self._logger.info("Ran task and deleting %s", self.task)
+        with undisturbed():
+            self._notices.announce_end(completed)
+
+    def fail(self, error: BaseException) -> None:
+        """Log, announce and store that the attempt failed; call it while ``error`` is handled."""
+        name = self.task or getattr(self.proxy, "name", self.proxy)
+        self._logger.error("Rescheduling %s", name, exc_info=error)
+        task = self.task
+        if task is None:
+            return
+        claimed = dict(task.__dict__)
+        before = finish.snapshot(task)
+        with undisturbed():
+            signals.announce(signals.task_error, type(error), task=task)
+            task.answer = self._notices.ask_backoff(error)
+        self.run.end()
+        edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
+        try:
+            if not finish.fail(task, error, error.__traceback__, edits):
+                self._logger.warning(
+                    "%s has failed, but its row was deleted or taken over meanwhile", task
+                )
+        except Exception as reason:
+            self._logger.exception(
+                "The failure of %s could not be recorded; trying without its hooks", task
+            )
+            task.__dict__.update(claimed)
+            self._set_aside(task, error, reason)
+        with undisturbed():
+            self._notices.announce_end()
+
+    def _set_aside(self, task: Task, error: BaseException, reason: Exception) -> None:
+        try:
+            text = task._extract_error(type(reason), reason, reason.__traceback__)
+            finish.set_aside(task, error, text)
+        except Exception:
+            self._logger.exception(
+                "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
+            )
+
+    def end(self) -> None:
+        """Count the row as running no more, and say so."""
+        runs.end(self.task)
+        self.end_body()
+
+    @staticmethod
+    def end_body() -> None:
+        """Say that the body has ended, where it is recorded later."""
+        with undisturbed():
+            signals.announce(signals.task_finished, Task)
+
+
+def _check_losses(task: Task) -> None:
+    limit = task.policy.max_losses
+    limit = app_settings.BACKGROUND_TASK_MAX_LOSSES if limit is None else limit
+    if (task.losses or 0) > limit:
+        raise WorkerLostError(
+            f"The worker of {task} was lost {task.losses} times while it ran; it is not run again. "
+            "Something in it may end the process: look at the memory it takes."
+        )
+
+
+def _stored_row(proxy: Any, args: Any, kwargs: Any) -> Task | None:
+    rows = Task.objects.get_task(getattr(proxy, "name", ""), args, kwargs)
+    queue = getattr(proxy, "queue", None)
+    return (rows.filter(queue=queue) if queue else rows).order_by("id").first()

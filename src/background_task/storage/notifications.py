@@ -1,0 +1,134 @@
+"""Tell, and hear at once, that tasks have finished, where the database can tell: on PostgreSQL.
+
+Who waits for a task asks the database now and then, everywhere; what is heard only makes him ask
+sooner. So nothing depends on it, and it may fail, as it does behind PgBouncer in transaction mode.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+
+from background_task import vendors
+from background_task.storage.batches import in_batches
+from background_task.utils import hold_off_signals
+
+logger = logging.getLogger("background_task.storage")
+
+FINISHED = "background_task_finished"
+# PostgreSQL takes less than 8,000 bytes at a time.
+MOST_IDS = 200
+BETWEEN_TRIES = 1.0
+
+
+def tell_finished(using: str, ids: Iterable[UUID | None]) -> None:
+    """Part of a transaction: once it is committed, wake who waits for one of these public ids."""
+    if connections[using].vendor != "postgresql":
+        return
+    for some in in_batches([str(each) for each in ids if each], most=MOST_IDS):
+        vendors.notify(using, FINISHED, ",".join(some))
+
+
+def can_hear(using: str) -> bool:
+    """Tell whether notifications of this database can be heard; asked in the thread that waits."""
+    return vendors.can_listen(connections[using])
+
+
+@contextmanager
+def heard(using: str, result_id: str, wake: Callable[[], None]) -> Iterator[None]:
+    """Within this block, call ``wake`` when the task of this id has finished, or may have.
+
+    Only where :func:`can_hear` says so.
+
+    Args:
+        using: the alias of the database that the task is in.
+        result_id: the public id, as text.
+        wake: called in another thread, perhaps never, perhaps more than once.
+    """
+    listener = _listeners.setdefault(using, _Listener(using))
+    listener.add(result_id, wake)
+    try:
+        yield
+    finally:
+        listener.remove(result_id, wake)
+
+
+class _Listener:
+    """One connection that listens for all who wait in this process, as long as somebody does."""
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
+        self._leave: socket.socket | None = None
+
+    def add(self, result_id: str, wake: Callable[[], None]) -> None:
+        with self._lock:
+            self._waiting.setdefault(result_id, []).append(wake)
+            if self._leave is None:
+                asked, self._leave = socket.socketpair()
+                threading.Thread(
+                    target=self._work, args=[asked], name="notifications", daemon=True
+                ).start()
+
+    def remove(self, result_id: str, wake: Callable[[], None]) -> None:
+        with self._lock:
+            self._waiting[result_id].remove(wake)
+            if not self._waiting[result_id]:
+                del self._waiting[result_id]
+            if not self._waiting and self._leave is not None:
+                # At once: a connection that lingers would keep a test database from being dropped.
+                # And not only closed: a process that was forked meanwhile may have a copy.
+                self._leave.shutdown(socket.SHUT_RDWR)
+                self._leave.close()
+                self._leave = None
+
+    def _work(self, asked: socket.socket) -> None:
+        hold_off_signals()
+        with asked:
+            while not _is_ready(asked, 0):
+                try:
+                    self._listen(asked)
+                except Exception as error:  # whoever waits goes on to ask
+                    logger.debug("Cannot listen for finished tasks: %s", error)
+                    _is_ready(asked, BETWEEN_TRIES)
+
+    def _listen(self, asked: socket.socket) -> None:
+        with vendors.listening(self._using, FINISHED) as ear:
+            self._wake(None)  # what finished until now was not heard
+            while not _is_ready(asked, None, ear):
+                for payload in ear.heard():
+                    for result_id in payload.split(","):
+                        self._wake(result_id)
+
+    def _wake(self, result_id: str | None) -> None:
+        with self._lock:
+            ids = list(self._waiting) if result_id is None else [result_id]
+            calls = [call for each in ids for call in self._waiting.get(each, [])]
+        for call in calls:
+            with suppress(RuntimeError):  # its event loop has ended
+                call()
+
+
+def _is_ready(asked: socket.socket, timeout: float | None, *others: Any) -> bool:
+    """Wait until there is something to read, and tell whether it is from ``asked``."""
+    # Not select(), which knows no more than 1,024 files.
+    with selectors.DefaultSelector() as selector:
+        for each in (asked, *others):
+            selector.register(each, selectors.EVENT_READ)
+        return any(key.fileobj is asked for key, _ in selector.select(timeout))
+
+
+_listeners: dict[str, _Listener] = {}
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_listeners.clear)

@@ -1,0 +1,204 @@
+"""Takes ``async`` tasks, many at a time, lets them run on an event loop, and records how they end.
+
+Both ends go by the batch, in a thread beside the worker's own: a thousand tasks that sleep for a
+second would take longer to claim and record one by one than they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections
+
+from background_task import tasks as hooks
+from background_task.api.proxy import DeclaredTask, TaskProxy
+from background_task.execution.attempt import Attempt
+from background_task.execution.call import is_async
+from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
+from background_task.execution.runs import Run, runs
+from background_task.models import CompletedTask, Task
+from background_task.signals import close_old
+from background_task.storage.batches import MOST_ROWS
+from background_task.storage.claim import SUSPECTS, suspicion
+from background_task.utils import SignalManager
+from background_task.worker import batches
+
+if TYPE_CHECKING:
+    from background_task.tasks import Tasks
+
+logger = logging.getLogger("background_task.tasks")
+
+AFTER_A_FAILURE = 1.0
+
+# How long a batch may take to be announced; what has not begun by then is given back. In seconds.
+LONGEST_START = 0.25
+
+
+class Coroutines:
+    """The ``async`` tasks in flight, and the thread that takes and records them.
+
+    Args:
+        tasks: the registry.
+        queue: take tasks of this queue only; None or empty takes all.
+        concurrency: how many may be in flight at a time.
+        sleep: seconds between two looks when nothing was due.
+    """
+
+    def __init__(self, tasks: Tasks, queue: str | None, concurrency: int, sleep: float) -> None:
+        self._tasks = tasks
+        self._queue = queue
+        self._concurrency = concurrency
+        self._sleep = sleep
+        self._loop: EventLoop | None = None
+        self._in_flight: set[Flight] = set()
+        self._landed: deque[Flight] = deque()
+        self._woken = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._is_stopping = False
+        self._next_look = 0.0
+        self._most = MOST_ROWS
+
+    def names(self) -> set[str]:
+        """Return the names of the tasks that run here, and that nobody else is to take."""
+        self._tasks.adopt_declared()
+        known = dict(self._tasks._tasks).items()  # another thread may add to it
+        return {name for name, proxy in known if _is_for_the_loop(proxy)}
+
+    def start(self) -> None:
+        """Take and run tasks from now on, once there is an ``async`` one to know of."""
+        if self._loop is None and not self._is_stopping and self.names():
+            self._loop = EventLoop(self._land)
+            self._idle.clear()
+            threading.Thread(
+                target=self._work, args=[self._loop], name="coroutines", daemon=True
+            ).start()
+
+    def stop(self) -> None:
+        """Take no more tasks."""
+        self._is_stopping = True
+        self._woken.set()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """After :meth:`stop`: wait until all has ended and is recorded; tells whether that is so.
+
+        Args:
+            timeout: seconds at most.
+        """
+        return self._idle.wait(timeout)
+
+    def close(self) -> None:
+        """End the loop. What was cancelled has a moment to tidy up."""
+        self.stop()
+        self.drain(LONGEST_END)
+        if self._loop is not None:
+            self._loop.close()
+
+    def _work(self, loop: EventLoop) -> None:
+        while not (self._is_stopping and not self._in_flight):
+            try:
+                self._record()
+                self._take(loop)
+            except BaseException:  # whatever it is, the worker goes on
+                logger.exception("Async tasks could not be taken or recorded; trying again")
+                self._next_look = time.monotonic() + AFTER_A_FAILURE
+            self._woken.wait(self._pause())
+            self._woken.clear()
+        with suppress(Exception):
+            connections.close_all()  # this thread's own
+        self._idle.set()
+
+    def _pause(self) -> float | None:
+        """Return how long there is nothing to do; None until a flight lands."""
+        if self._landed or (self._is_stopping and not self._in_flight):
+            return 0
+        if self._stops() or len(self._in_flight) >= self._concurrency:
+            return None
+        return max(self._next_look - time.monotonic(), 0)
+
+    def _stops(self) -> bool:
+        return self._is_stopping or SignalManager.is_stopping()
+
+    def _land(self, flight: Flight) -> None:
+        self._landed.append(flight)
+        self._woken.set()
+
+    def _take(self, loop: EventLoop) -> None:
+        """Claim as many tasks as there is room for, and let them run."""
+        free = min(self._concurrency - len(self._in_flight), self._most)
+        if free < 1 or self._stops() or time.monotonic() < self._next_look:
+            return
+        claimed = self._claim(free)
+        if len(claimed) < free:
+            self._next_look = time.monotonic() + self._sleep
+        if not claimed and not self._in_flight:
+            close_old()
+            loop.rest()
+        # At once, so that all of them are kept, and handed back when the worker has to leave.
+        waiting = deque(runs.begin(task) for task in claimed)
+        began = time.monotonic()
+        try:
+            while waiting and not self._stops() and time.monotonic() - began < LONGEST_START:
+                self._begin(waiting.popleft(), loop)
+        finally:
+            self._most = min(2 * self._most, MOST_ROWS)
+            if waiting:
+                self._most = max(1, len(claimed) - len(waiting))
+                self._next_look = 0
+                runs.hand_back(list(waiting))
+
+    def _begin(self, run: Run, loop: EventLoop) -> None:
+        task = run.task
+        assert task is not None
+        attempt = Attempt(self._tasks._tasks[task.task_name], task, hooks.logger)
+        flight = Flight(attempt, task, loop.emptiest_lane())
+        flight.lane.users += 1
+        hooks.logger.info("Running %s", task)
+        self._in_flight.add(flight)
+        try:
+            if flight.begin():
+                loop.launch(flight)
+                return
+        except BaseException as error:
+            flight.error = error
+        self._land(flight)
+
+    def _claim(self, most: int) -> list[Task]:
+        suspected = sum(suspicion(flight.task.losses or 0) for flight in self._in_flight)
+        room = SUSPECTS - suspected
+        return batches.take(self._tasks, self.names(), self._queue, most, suspects=room)
+
+    def _record(self) -> None:
+        """Record how the flights have ended that have landed since the last time."""
+        while self._landed:
+            count = min(len(self._landed), MOST_ROWS)
+            flights = [self._landed.popleft() for _ in range(count)]
+            recorded: dict[int, CompletedTask | None] = {}
+            try:
+                succeeded = [flight for flight in flights if flight.encode()]
+                recorded = batches.record(
+                    [(each.attempt, each.task, each.text) for each in succeeded]
+                )
+            finally:
+                # First what is recorded already, and has only to be announced.
+                for flight in sorted(flights, key=lambda flight: flight.task.pk not in recorded):
+                    self._conclude(flight, recorded)
+            self._next_look = 0  # they may have enqueued others, or made room
+
+    def _conclude(self, flight: Flight, recorded: dict[int, CompletedTask | None]) -> None:
+        try:
+            flight.conclude(recorded)
+        except BaseException:
+            logger.exception("%s has ended, which could not be recorded", flight.task)
+        finally:
+            flight.lane.users -= 1
+            self._in_flight.discard(flight)
+
+
+def _is_for_the_loop(proxy: Any) -> bool:
+    return type(proxy) in (TaskProxy, DeclaredTask) and is_async(proxy.task_function)

@@ -1,0 +1,185 @@
+"""Functions that are taken and recorded by the batch: in a real worker process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from project.models import Note
+from support import Child, wait_until
+
+from background_task import background, signals
+from background_task.models import CompletedTask, Task
+from background_task.tasks import tasks
+from background_task.worker.functions import Functions
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def enqueue(*calls: tuple[object, ...], **columns: object) -> None:
+    """Store calls of the tests' tasks at once: each a name and arguments."""
+    rows = []
+    for name, *arguments in calls:
+        row = Task.objects.new_task(f"project.tasks.{name}", arguments)
+        for column, value in columns.items():
+            setattr(row, column, value)
+        row.prepare()
+        rows.append(row)
+    Task.objects.bulk_create(rows)
+
+
+def notes(count: int, text: str = "quick") -> list[tuple[object, ...]]:
+    return [("note", f"{text} {number}") for number in range(count)]
+
+
+def noted(text: str) -> Callable[[], bool]:
+    return lambda: Note.objects.filter(text=text).exists()
+
+
+def test_all_of_many_run_once_and_in_order(worker: Callable[..., Child]) -> None:
+    enqueue(*notes(300))
+    worker()
+    wait_until(lambda: CompletedTask.objects.count() == 300)
+    texts = list(Note.objects.order_by("id").values_list("text", flat=True))
+    assert texts == [text for _, text in notes(300)]
+    done = CompletedTask.objects.values_list("attempts", "failed_at", "locked_by").distinct()
+    assert [(attempts, failed) for attempts, failed, _ in done] == [(1, None)]
+    assert not Task.objects.exists()
+
+
+def test_what_waits_behind_a_long_function_is_given_back_and_what_ended_is_recorded(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue(*notes(300, "before"))
+    child = worker()
+    wait_until(lambda: CompletedTask.objects.count() == 300)
+    enqueue(*notes(3), ("slow", "long", 60), *notes(50, "behind"))
+    wait_until(noted("long begins"))
+    wait_until(lambda: Task.objects.filter(locked_by__isnull=False).count() == 1)
+    wait_until(lambda: CompletedTask.objects.count() == 303)
+    assert set(Task.objects.values_list("attempts", "losses")) == {(0, None)}
+    worker()
+    wait_until(noted("behind 49"))
+    assert not noted("long ends")()
+    assert child.process.poll() is None
+
+
+def test_a_stop_gives_back_what_has_not_begun(worker: Callable[..., Child]) -> None:
+    enqueue(*notes(300, "before"))
+    child = worker()
+    wait_until(lambda: CompletedTask.objects.count() == 300)
+    enqueue(("slow", "long", 1), *notes(50, "behind"))
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
+    assert noted("long ends")()
+    rows = set(Task.objects.values_list("locked_by", "attempts", "losses"))
+    assert rows == {(None, 0, None)}
+    assert CompletedTask.objects.count() + Task.objects.count() == 351
+
+
+def test_a_second_signal_hands_back_what_runs_and_records_what_has_ended(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue(*notes(300, "before"))
+    child = worker()
+    wait_until(lambda: CompletedTask.objects.count() == 300)
+    enqueue(*notes(5), ("slow", "long", 60), *notes(50, "behind"))
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when what runs has ended" in child.text())
+    child.send(signal.SIGTERM)
+    assert child.wait(20) == 128 + signal.SIGTERM, child.text()
+    assert CompletedTask.objects.count() == 305
+    assert set(Task.objects.values_list("locked_by", "attempts", "losses")) == {(None, 0, None)}
+    assert Task.objects.count() == 51
+
+
+def test_a_failure_in_the_middle_is_recorded_and_the_others_succeed(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue(*notes(100, "before"), ("leave", "exit"), *notes(100, "after"))
+    worker()
+    wait_until(lambda: CompletedTask.objects.count() == 200)
+    row = Task.objects.get()
+    assert (row.attempts, row.locked_by) == (1, None)
+    assert "SystemExit" in row.last_error
+
+
+def test_a_function_that_ends_the_process_takes_no_others_with_it(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue(*notes(200, "before"), ("leave", "kill"), *notes(100, "after"))
+    for _ in range(4):
+        assert worker().wait() == 9
+        Task.objects.filter(locked_by__isnull=False).update(locked_at=LONG_AGO)
+    worker()
+    failed = wait_until(lambda: CompletedTask.objects.filter(failed_at__isnull=False).first())
+    assert "was lost 4 times" in failed.last_error
+    wait_until(lambda: CompletedTask.objects.filter(failed_at=None).count() == 300)
+    assert not Task.objects.exists()
+
+
+def test_a_batch_takes_a_few_statements_for_all_its_functions() -> None:
+    @background("counted")
+    def counted() -> None:
+        pass
+
+    for _ in range(100):
+        counted()
+    functions = Functions(tasks, None)
+    functions._size = 100
+    with CaptureQueriesContext(connection) as queries:
+        assert functions.run_some()
+    functions.close()
+    assert CompletedTask.objects.count() == 100
+    assert len(queries) <= 20
+
+
+def test_where_a_receiver_wants_each_task_the_order_is_the_predecessors() -> None:
+    events: list[str] = []
+
+    @background("told")
+    def told(number: int) -> None:
+        events.append(f"runs {number}")
+
+    def successful(**kwargs: object) -> None:
+        events.append("successful")
+
+    def finished(**kwargs: object) -> None:
+        events.append("finished")
+
+    for number in range(3):
+        told(number)
+    signals.task_successful.connect(successful)
+    signals.task_finished.connect(finished)
+    try:
+        call_command("process_tasks", duration=1, sleep=0.1)
+    finally:
+        signals.task_successful.disconnect(successful)
+        signals.task_finished.disconnect(finished)
+    assert events == [event for n in range(3) for event in (f"runs {n}", "successful", "finished")]
+
+
+def test_a_function_that_edits_or_deletes_its_own_row_is_no_trouble() -> None:
+    @background("own")
+    def own(how: str) -> None:
+        row = Task.objects.get(task_params=f'[["{how}"], {{}}]')
+        if how == "delete":
+            row.delete()
+        else:
+            row.verbose_name = "edited"
+            row.save()
+
+    own("delete")
+    own("edit")
+    call_command("process_tasks", duration=1, sleep=0.1)
+    assert CompletedTask.objects.get().verbose_name == "edited"
+    assert not Task.objects.exists()
