@@ -125,13 +125,24 @@ def described(row):
     }
 
 
+def latest_rows():
+    """Return the latest rows of both tables, each task once.
+
+    One that ends between the two look-ups is seen in both, and the next of its chain in none; then
+    both are made again.
+    """
+    while True:
+        waiting = [described(row) for row in Task.objects.order_by("-id")[:LATEST]]
+        done = [described(row) for row in CompletedTask.objects.order_by("-id")[:LATEST]]
+        if not {row["id"] for row in waiting} & {row["id"] for row in done}:
+            return waiting, done
+
+
 def overview(request):
     """What the page shows, in one answer."""
     counter = Counter.objects.filter(pk=1).first()
-    waiting = Task.objects.order_by("-id")[:LATEST]
-    done = CompletedTask.objects.order_by("-id")[:LATEST]
-    rows = {row["id"]: row for row in map(described, [*waiting, *done])}
-    latest = sorted(rows.values(), key=lambda row: row["enqueued_at"], reverse=True)
+    waiting, done = latest_rows()
+    latest = sorted([*waiting, *done], key=lambda row: row["enqueued_at"], reverse=True)
     return JsonResponse(
         {
             "tasks": latest[:LATEST],
