@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.contrib import admin, messages
@@ -11,10 +11,9 @@ from django.db.models import F, QuerySet
 from django.http import HttpRequest
 
 from background_task import discovery
-from background_task.models import CompletedTask, Task
+from background_task.models import CompletedTask, Task, TaskQuerySet
 from background_task.models.rows import REPEAT_CHOICES
 from background_task.policies import arguments
-from background_task.storage import leases
 from background_task.tasks import tasks
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def dec_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]
 @admin.action(description="release the lock", permissions=["change"])
 def release_lock(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Let the rows run again, as after a worker was killed; a run that still goes on is void."""
-    released = leases.release(queryset.filter(locked_by__isnull=False))
+    released = cast(TaskQuerySet, queryset.filter(locked_by__isnull=False)).release()
     _tell(modeladmin, request, "released", released)
 
 

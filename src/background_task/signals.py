@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from django.db import DatabaseError, connections, transaction
@@ -131,3 +131,17 @@ def close_old_connections(**kwargs: Any) -> None:
 task_started.connect(reset_queries)
 task_started.connect(close_old_connections)
 task_finished.connect(close_old_connections)
+
+
+def is_heard(signal: Signal, sender: Any, *, but_for: Collection[Callable[..., Any]]) -> bool:
+    """Tell whether anybody listens to ``signal`` beside these receivers.
+
+    Args:
+        signal: the signal.
+        sender: by whom it would be sent.
+        but_for: functions that do not count; they are connected for every sender.
+    """
+    own = {id(receiver) for receiver in but_for}
+    # The first part of an entry is what identifies its receiver and its sender.
+    others = [entry for entry in signal.receivers if entry[0][0] not in own]
+    return bool(others) and signal.has_listeners(sender)

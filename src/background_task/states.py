@@ -20,20 +20,23 @@ from django.db.models import IntegerChoices
 
 
 class State(IntegerChoices):
-    """Stored as a small integer; live rows carry the first three, history rows the others."""
+    """Stored as a small integer; live rows carry the first four, history rows the others."""
 
     SCHEDULED = 1, "scheduled"
     READY = 2, "ready"
     RUNNING = 3, "running"
+    RESCUED = 4, "rescued"
     SUCCESSFUL = 10, "successful"
     FAILED = 11, "failed"
+    CANCELLED = 12, "cancelled"
 
     @classmethod
     def live(cls) -> list[tuple[int, str]]:
         """The choices of a row in ``background_task``."""
-        return [(s.value, str(s.label)) for s in (cls.SCHEDULED, cls.READY, cls.RUNNING)]
+        live = (cls.SCHEDULED, cls.READY, cls.RUNNING, cls.RESCUED)
+        return [(s.value, str(s.label)) for s in live]
 
     @classmethod
     def finished(cls) -> list[tuple[int, str]]:
         """The choices of a row in ``background_task_completedtask``."""
-        return [(s.value, str(s.label)) for s in (cls.SUCCESSFUL, cls.FAILED)]
+        return [(s.value, str(s.label)) for s in (cls.SUCCESSFUL, cls.FAILED, cls.CANCELLED)]

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from django.db import connections, models, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from background_task import signals, vendors
@@ -37,6 +38,7 @@ from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 from background_task.states import State
 from background_task.storage import claim, enqueue
+from background_task.storage.engine import Engine
 from background_task.storage.transient import TRANSIENT, afresh, disconnect
 from background_task.utils import ForcedStop, SignalManager
 
@@ -86,14 +88,16 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
         attempt.end()
 
 
-def unless_unreachable(using: str, take: Callable[[], Taken], otherwise: Taken) -> Taken:
+def unless_unreachable(
+    connection: BaseDatabaseWrapper, take: Callable[[], Taken], otherwise: Taken
+) -> Taken:
     """Return ``take()``, which claims; when the database is away, say so and return otherwise."""
     try:
-        return afresh(using, take)
+        return afresh(connection, take)
     except TRANSIENT as error:
         logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
-        if not connections[using].in_atomic_block:
-            disconnect(using)
+        if not connection.in_atomic_block:
+            disconnect(connection)
         return otherwise
 
 
@@ -169,11 +173,16 @@ class DBTaskRunner:
         if app_settings.BACKGROUND_TASK_RUN_ASYNC and tasks._pool_runner.free <= 0:
             return None
         using = tasks.queue_database()
-        return unless_unreachable(
-            using,
-            lambda: claim.claim_next(using, tasks.names_here(), queue, self.worker_name),
-            otherwise=None,
-        )
+
+        def take() -> Task | None:
+            runs.settle_doubts(Engine.on(using))
+            try:
+                return claim.claim_next(using, tasks.names_here(), queue, self.worker_name)
+            except TRANSIENT:
+                runs.doubt(using)
+                raise
+
+        return unless_unreachable(connections[using], take, otherwise=None)
 
     def run_task(self, tasks: Tasks, task: Task) -> None:
         """Run a task that is locked."""

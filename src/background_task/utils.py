@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
+
+from django.utils.log import RequireDebugFalse, RequireDebugTrue
 
 TTW_SLOW = [0.5, 1.5]
 TTW_FAST = [0.0, 0.1]
@@ -160,23 +163,32 @@ def _raise_forced_stop() -> None:
     raise ForcedStop
 
 
-@contextmanager
-def interruptible(interrupt: Callable[[], None] = _raise_forced_stop) -> Iterator[None]:
+class interruptible:  # noqa: N801 - read as a verb
     """Within this block the second request to stop calls ``interrupt``; a further one raises.
 
     Only in the main thread, the one that Python runs signal handlers in.
+
+    Raises:
+        ForcedStop: the request has come before.
     """
-    manager = SignalManager._active
-    if manager is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before, manager._interrupt = manager._interrupt, interrupt
-    try:
-        if manager.force_now:
-            raise ForcedStop
-        yield
-    finally:
-        manager._interrupt = before
+
+    __slots__ = ("_before", "_interrupt", "_manager")
+
+    def __init__(self, interrupt: Callable[[], None] = _raise_forced_stop) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        self._manager = SignalManager._active if is_main else None
+        self._interrupt = interrupt
+
+    def __enter__(self) -> None:
+        if (manager := self._manager) is not None:
+            self._before, manager._interrupt = manager._interrupt, self._interrupt
+            if manager.force_now:
+                manager._interrupt = self._before
+                raise ForcedStop
+
+    def __exit__(self, *raised: object) -> None:
+        if self._manager is not None:
+            self._manager._interrupt = self._before
 
 
 _mask = threading.local()
@@ -204,6 +216,33 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )
+
+
+def would_log(logger: logging.Logger, level: int) -> bool:
+    """Tell whether a record of this level might reach somebody.
+
+    A logger may be enabled while each of its handlers refuses: Django's default ones do, for what
+    is less than an error, unless ``DEBUG`` is on.
+    """
+    if not logger.isEnabledFor(level):
+        return False
+    if logger.callHandlers.__code__.co_filename != logging.__file__:
+        return True  # replaced by a tool that wants to see every record
+    if logger.filters:
+        return True
+    each: logging.Logger | None = logger
+    found = 0
+    while each is not None:
+        for handler in each.handlers:
+            found += 1
+            if level >= handler.level and not any(map(_refuses, handler.filters)):
+                return True
+        each = each.parent if each.propagate else None
+    return not found and logging.lastResort is not None and level >= logging.lastResort.level
+
+
+def _refuses(filter: Any) -> bool:
+    return type(filter) in (RequireDebugTrue, RequireDebugFalse) and not filter.filter(None)
 
 
 def leave(code: int) -> NoReturn:

@@ -22,6 +22,7 @@ from support import Child, wait_until
 from background_task import vendors
 from background_task.api import results
 from background_task.storage import notifications
+from background_task.storage.engine import apart
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -113,12 +114,13 @@ def test_nobody_is_told_when_nobody_listens(vendor: str) -> None:
     heard_by_stranger, ids = [], [uuid4(), uuid4()]
     with connection.cursor() as cursor:
         cursor.execute("LISTEN background_task_finished")
-        notifications.tell_finished("default", ids)
+        notifications.tell_finished(connection, ids)
         heard_by_stranger += connection.connection.notifies(timeout=0.2)
         cursor.execute("UNLISTEN *")
     assert heard_by_stranger == []
-    with vendors.listening("default", notifications.FINISHED) as ear:
-        notifications.tell_finished("default", ids)
+    another = apart("default")
+    with vendors.of(another).listening(another, notifications.FINISHED) as ear:
+        notifications.tell_finished(connection, ids)
         select.select([ear], [], [], 20)
         assert ear.heard() == [",".join(map(str, ids))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 _current: ContextVar[Callable[[], Any] | None] = ContextVar("background_task", default=None)
@@ -20,6 +20,16 @@ def current_task() -> Any:
     """
     make = _current.get()
     return None if make is None else make()
+
+
+def enter(make: Callable[[], Any]) -> Token[Callable[[], Any] | None]:
+    """Let :func:`current_task` return what ``make`` makes, until :func:`leave`."""
+    return _current.set(make)
+
+
+def leave(token: Token[Callable[[], Any] | None]) -> None:
+    """Undo what :func:`enter` has done, which has returned ``token``."""
+    _current.reset(token)
 
 
 @contextmanager

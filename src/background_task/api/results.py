@@ -100,7 +100,7 @@ class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
             if connections[using].in_atomic_block:
                 raise
             logger.warning("Waiting for the task %s, and for the database: %s", self.id, error)
-            transient.disconnect(using)
+            transient.disconnect(connections[using])
 
 
 def _database_of(result: TaskResult) -> str:

@@ -59,9 +59,8 @@ class Attempt:
         else:
             self.task = _stored_row(self.proxy, args, kwargs)
             self.run = runs.begin(self.task)
-        self._notices = Notices(self.proxy, self.task)
+        self.resume()
         if self.task is not None:
-            self.task.policy = self._notices.policy
             _check_losses(self.task)
         with undisturbed():
             self._notices.announce_start()
@@ -71,6 +70,12 @@ class Attempt:
             # Its log is read now: a coroutine that asks for it later may not query.
             _ = self._notices.context
         return args, kwargs or {}
+
+    def resume(self) -> None:
+        """Know what the declaration says, where the body has run without being announced."""
+        self._notices = Notices(self.proxy, self.task)
+        if self.task is not None:
+            self.task.policy = self._notices.policy
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -94,11 +99,7 @@ class Attempt:
         Raises:
             TypeError, ValueError: it is no JSON, and the task has promised some.
         """
-        if self.task is None or value is None or not HAS_TASKS:
-            return None
-        from background_task.api import results
-
-        return results.encode(value, strict=self.task.backend is not None)
+        return None if self.task is None else encode(value, strict=self.task.backend is not None)
 
     def succeed(self, value: Any) -> None:
         """Store and announce a success.
@@ -116,11 +117,17 @@ class Attempt:
         """The same with what :meth:`encode` has made of the value."""
         self.run.end()
         if self.task is not None:
-            self.has_succeeded(finish.succeed(self.task, text))
+            completed = finish.succeed(self.task, text)
+            self.has_succeeded(completed, is_recorded=completed is not None)
 
-    def has_succeeded(self, completed: CompletedTask | None) -> None:
-        """Announce a success that is stored; None says that the row was not ours any more."""
-        if completed is None:
+    def has_succeeded(self, completed: CompletedTask | None, *, is_recorded: bool) -> None:
+        """Announce a success.
+
+        Args:
+            completed: the row of the history, if it is at hand.
+            is_recorded: whether there is one; else the row was not ours any more.
+        """
+        if not is_recorded:
             self._logger.warning(
                 "%s has run, but its row was deleted or taken over meanwhile", self.task
             )
@@ -176,6 +183,19 @@ class Attempt:
         """Say that the body has ended, where it is recorded later."""
         with undisturbed():
             signals.announce(signals.task_finished, Task)
+
+
+def encode(value: Any, *, strict: bool) -> str | None:
+    """Return what a function has returned as the text to store, where a result is kept.
+
+    Raises:
+        TypeError, ValueError: it is no JSON, and ``strict``.
+    """
+    if value is None or not HAS_TASKS:
+        return None
+    from background_task.api import results
+
+    return results.encode(value, strict=strict)
 
 
 def _check_losses(task: Task) -> None:

@@ -11,6 +11,7 @@ import contextvars
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,7 @@ from background_task.execution.attempt import Attempt
 from background_task.execution.call import canceller, leave_if_forked
 from background_task.execution.connections import is_in_transaction, mend, tidy
 from background_task.models import CompletedTask, Task
+from background_task.records import Ended
 from background_task.signals import close_old
 from background_task.utils import SignalManager
 
@@ -86,6 +88,7 @@ class Flight:
         lane: where its queries go.
     """
 
+    began = ended_at = 0.0
     value: Any = None
     error: BaseException | None = None
     # What ``value`` is stored as.
@@ -119,6 +122,7 @@ class Flight:
         lane.was_used = True
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
+        self.began = time.perf_counter()
         try:
             with self.attempt.as_current():
                 self.value = await self.attempt.function(*self._args, **self._kwargs)
@@ -126,6 +130,7 @@ class Flight:
             leave_if_forked(process)
             self.error = error
         leave_if_forked(process)
+        self.ended_at = time.perf_counter()
         if lane.aloft == 1:
             await lane.do(tidy)
         else:
@@ -153,6 +158,15 @@ class Flight:
                 self.error = error
         return self.error is None and not self.attempt.run.is_given_up
 
+    @property
+    def is_in_a_chain(self) -> bool:
+        """Whether another row is to be stored when this one has ended."""
+        return bool(self.task.repeat > 0 or self.task.unique_key)
+
+    def ended(self) -> Ended:
+        """Return how it has ended, after :meth:`encode`."""
+        return Ended(self.task, self.began, self.ended_at, self.text)
+
     def conclude(self, recorded: Mapping[int, CompletedTask | None]) -> None:
         """Record how it ended, unless that was done already, and announce it.
 
@@ -169,7 +183,7 @@ class Flight:
             if self.error is not None:
                 self._fail(self.error)
             elif self.task.pk in recorded:
-                self.attempt.has_succeeded(recorded[self.task.pk])
+                self.attempt.has_succeeded(recorded[self.task.pk], is_recorded=True)
             else:
                 self.attempt.succeed(self.value)
         except BaseException as error:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from django.db import connections
 
+from background_task import vendors
 from background_task.models import Task
+from background_task.models.rows import this_worker
 from background_task.settings import app_settings
 from background_task.storage import leases
 from background_task.storage.batches import in_batches
+from background_task.storage.engine import Engine
+from background_task.storage.leases import Lock
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
@@ -54,6 +59,10 @@ class Run:
         _hand_back([self])
 
 
+# What is kept of runs that nobody wants to see as rows: the name of a row by its lock.
+Kept = dict[Lock, str]
+
+
 class Runs:
     """Every run of this process. A forked child has none."""
 
@@ -63,10 +72,12 @@ class Runs:
     def forget(self) -> None:
         """Start afresh, as a forked child must: what its parent runs is not its own."""
         self._runs: dict[int, Run] = {}
+        self._others: dict[Callable[[], Kept], str] = {}
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
         self._begun = threading.Event()
         self._keeper: threading.Thread | None = None
+        self._in_doubt: set[str] = set()
 
     def begin(self, task: Task | None) -> Run:
         """Count ``task``, which is locked, as running; calling it again changes nothing."""
@@ -74,18 +85,48 @@ class Runs:
             return Run(None)
         with self._lock:
             run = self._runs.setdefault(id(task), Run(task))
-            if self._keeper is None or not self._keeper.is_alive():
-                self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
-                self._keeper.start()
-            self._begun.set()
+            self._watch()
         return run
 
     def end(self, task: Task | None) -> None:
         """Count ``task`` as running no more."""
         with self._lock:
             self._runs.pop(id(task), None)
-            if not self._runs:
+            if not self._runs and not self._others:
                 self._begun.clear()
+
+    def keep(self, using: str, kept: Callable[[], Kept]) -> None:
+        """Keep the runs that ``kept()`` tells of, in the database ``using``, until :meth:`drop`."""
+        with self._lock:
+            self._others[kept] = using
+            self._watch()
+
+    def drop(self, kept: Callable[[], Kept]) -> None:
+        """Keep them no more."""
+        with self._lock:
+            self._others.pop(kept, None)
+
+    def _watch(self) -> None:
+        if self._keeper is None or not self._keeper.is_alive():
+            self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
+            self._keeper.start()
+        self._begun.set()
+
+    def keys(self, using: str) -> set[int]:
+        """Return the keys of the rows that this process runs, in one database."""
+        own = {run.task.pk for run in self._all() if run.task and run.task.database == using}
+        return own | {lock.pk for lock in self._kept().get(using, {})}
+
+    def doubt(self, using: str) -> None:
+        """Say that this process may have locked rows which it does not run: an answer was lost."""
+        self._in_doubt.add(using)
+
+    def settle_doubts(self, engine: Engine) -> None:
+        """Unlock the rows that this process has locked and does not run."""
+        if engine.using in self._in_doubt:
+            with engine.transaction():
+                leases.release_forgotten(engine, this_worker(), self.keys(engine.using))
+            self._in_doubt.discard(engine.using)
 
     def hand_back(self, only: Sequence[Run] | None = None) -> None:
         """Give up whatever runs: the process is about to end without waiting for it.
@@ -94,19 +135,41 @@ class Runs:
             only: give up these and no others, which have not begun: nothing to warn of.
         """
         given_up = self._all() if only is None else only
-        _hand_back(given_up, logging.WARNING if only is None else logging.DEBUG)
+        level = logging.WARNING if only is None else logging.DEBUG
+        if only is None:
+            for using, kept in self._kept().items():
+                _give_up(using, kept, level)
+        _hand_back(given_up, level)
         for run in given_up:
             self.end(run.task)
 
     def renew(self) -> None:
         """Renew the lease of everything that runs; a database that is away is tried again later."""
         with self._renewing:
-            tasks = [run.task for run in self._all() if run.task is not None and not run.is_over]
-            for some in in_batches(tasks):
-                try:
-                    leases.renew(some)
-                except Exception as error:
-                    logger.warning("%d lease(s) could not be renewed: %s", len(some), error)
+            wanted: dict[str, list[Lock]] = defaultdict(list)
+            tasks: dict[str, list[Task]] = defaultdict(list)
+            for using, kept in self._kept().items():
+                wanted[using].extend(kept)
+            for run in self._all():
+                task = run.task
+                # One that is run by hand is not locked.
+                if task is not None and not run.is_over and task.locked_at is not None:
+                    tasks[task.database].append(task)
+                    wanted[task.database].append(Lock.of(task))
+            for using, locks in wanted.items():
+                for some in in_batches(locks):
+                    self._renew(using, some, tasks[using])
+
+    @staticmethod
+    def _renew(using: str, locks: Sequence[Lock], tasks: Sequence[Task]) -> None:
+        try:
+            now = vendors.now(using)
+            # Before the statement: when its answer is lost, the run is recognised either way.
+            for task in tasks:
+                task.leased_at = now
+            leases.renew(Engine.on(using), locks, now)
+        except Exception as error:
+            logger.warning("%d lease(s) could not be renewed: %s", len(locks), error)
 
     def wait_for_renewal(self) -> None:
         """Wait until no lease is being renewed, but not for long."""
@@ -116,6 +179,14 @@ class Runs:
     def _all(self) -> list[Run]:
         with self._lock:
             return list(self._runs.values())
+
+    def _kept(self) -> dict[str, Kept]:
+        with self._lock:
+            others = list(self._others.items())
+        found: dict[str, Kept] = defaultdict(dict)
+        for kept, using in others:
+            found[using].update(kept())
+        return found
 
     def _keep(self) -> None:
         hold_off_signals()
@@ -129,27 +200,34 @@ class Runs:
 
 
 def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
+    by_database: dict[str, Kept] = defaultdict(dict)
     for run in given_up:
         run.is_over = run.is_given_up = True
+        if run.task is not None:
+            by_database[run.task.database][Lock.of(run.task)] = str(run.task)
     runs.wait_for_renewal()
-    tasks = [run.task for run in given_up if run.task is not None]
-    for some in in_batches(tasks):
+    for using, kept in by_database.items():
+        _give_up(using, kept, level)
+    for run in given_up:
+        if run.cancel is not None:
+            run.cancel()
+
+
+def _give_up(using: str, kept: Kept, level: int) -> None:
+    for some in in_batches(kept):
         try:
-            ours = leases.hand_back(some)
+            ours = leases.hand_back(Engine.on(using), some)
         except Exception as error:
-            names = ", ".join(sorted({str(task) for task in some}))
+            names = ", ".join(sorted({kept[lock] for lock in some}))
             logger.warning(
                 "%s could not be handed back and stays locked until MAX_RUN_TIME is over: %s",
                 names,
                 error,
             )
         else:
-            for task in some:
-                if task.pk in ours:
-                    logger.log(level, "Handed back %s, which had not finished", task)
-    for run in given_up:
-        if run.cancel is not None:
-            run.cancel()
+            for lock in some:
+                if lock.pk in ours:
+                    logger.log(level, "Handed back %s, which had not finished", kept[lock])
 
 
 runs = Runs()

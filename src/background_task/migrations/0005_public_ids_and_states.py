@@ -9,6 +9,8 @@
 
 from django.db import migrations, models
 
+from background_task.models.indexes import NarrowedIndex
+
 UNREAD = {
     "Task": [
         "task_name",
@@ -158,8 +160,8 @@ class Migration(migrations.Migration):
         ),
         WidenKey("task"),
         WidenKey("completedtask"),
-        *added("task", [(1, "scheduled"), (2, "ready"), (3, "running")]),
-        *added("completedtask", [(10, "successful"), (11, "failed")]),
+        *added("task", [(1, "scheduled"), (2, "ready"), (3, "running"), (4, "rescued")]),
+        *added("completedtask", [(10, "successful"), (11, "failed"), (12, "cancelled")]),
         migrations.AddField("task", "epoch", nullable(models.IntegerField)),
         migrations.AddField("task", "unique_key", nullable(models.CharField, max_length=190)),
         migrations.AddConstraint(
@@ -177,10 +179,29 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             "task", models.Index(fields=["task_hash"], name="background_task_hash")
         ),
-        migrations.AddIndex("task", models.Index(fields=["run_at"], name="background_task_due")),
         migrations.AddIndex(
             "task",
-            models.Index(fields=["-priority", "run_at", "id"], name="background_task_urgency"),
+            NarrowedIndex(
+                fields=["state", "-priority", "run_at", "id"],
+                name="background_task_ready",
+                where=models.Q(state=2) | models.Q(state=4),
+            ),
+        ),
+        migrations.AddIndex(
+            "task",
+            NarrowedIndex(
+                fields=["state", "queue", "-priority", "run_at", "id"],
+                name="background_task_ready_by_queue",
+                where=models.Q(state=2) | models.Q(state=4),
+            ),
+        ),
+        migrations.AddIndex(
+            "task",
+            NarrowedIndex(
+                fields=["state", "run_at"],
+                name="background_task_pending",
+                where=models.Q(state=None) | models.Q(state=1) | models.Q(state=3),
+            ),
         ),
         migrations.AddIndex(
             "completedtask", models.Index(fields=["run_at"], name="background_task_finished")

@@ -21,6 +21,7 @@ from background_task._compat import uuid7
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
+from background_task.models.indexes import NarrowedIndex
 from background_task.policies import arguments
 from background_task.policies.repetition import is_declared, next_run
 from background_task.policies.retries import RetryPolicy, in_seconds
@@ -42,7 +43,8 @@ named_databases: set[str] = set()
 LONGEST_LEASE = 10**9
 
 
-def _lease() -> timedelta:
+def lease() -> timedelta:
+    """Return how long a lock holds that is not renewed."""
     return timedelta(seconds=min(app_settings.BACKGROUND_TASK_MAX_RUN_TIME, LONGEST_LEASE))
 
 
@@ -51,19 +53,32 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
 
     def unlocked(self, now: datetime) -> Self:
         """Rows that nobody runs: not locked, or locked longer ago than ``MAX_RUN_TIME``."""
-        return self.filter(Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - _lease()))
+        return self.filter(Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - lease()))
 
     def locked(self, now: datetime) -> Self:
         """Rows that somebody runs: locked, and no longer ago than ``MAX_RUN_TIME``."""
-        return self.filter(locked_by__isnull=False, locked_at__gte=now - _lease())
+        return self.filter(locked_by__isnull=False, locked_at__gte=now - lease())
 
     def due(self, now: datetime, queue: str | None = None) -> Self:
         """Rows that may run at ``now``, the most urgent first; equals in the order they came."""
-        ready = self.unlocked(now).filter(run_at__lte=now, failed_at=None)
+        due = self.unlocked(now).filter(run_at__lte=now, failed_at=None)
         if queue:
-            ready = ready.filter(queue=queue)
+            due = due.filter(queue=queue)
         order = f"{app_settings.BACKGROUND_TASK_PRIORITY_ORDERING}priority"
-        return ready.order_by(order, "run_at", "id")
+        return due.order_by(order, "run_at", "id")
+
+    def update(self, **values: Any) -> int:
+        """Change the rows; what says whether they may run is worked out anew by the workers."""
+        if {"run_at", "locked_by"} & values.keys():
+            values.setdefault("state", None)
+        return super().update(**values)
+
+    update.alters_data = True  # type: ignore[attr-defined]
+
+    def release(self) -> int:
+        """Unlock the rows; return how many there were. Runs that go on can record nothing."""
+        epoch = Coalesce(F("epoch"), 0) + 1
+        return self.update(locked_by=None, locked_at=None, state=None, epoch=epoch)
 
 
 def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
@@ -220,8 +235,21 @@ class Task(rows.Row):
         db_table = "background_task"
         indexes = [
             models.Index(fields=["task_hash"], name="background_task_hash"),
-            models.Index(fields=["run_at"], name="background_task_due"),
-            models.Index(fields=["-priority", "run_at", "id"], name="background_task_urgency"),
+            NarrowedIndex(
+                fields=["state", "-priority", "run_at", "id"],
+                name="background_task_ready",
+                where=Q(state=State.READY) | Q(state=State.RESCUED),
+            ),
+            NarrowedIndex(
+                fields=["state", "queue", "-priority", "run_at", "id"],
+                name="background_task_ready_by_queue",
+                where=Q(state=State.READY) | Q(state=State.RESCUED),
+            ),
+            NarrowedIndex(
+                fields=["state", "run_at"],
+                name="background_task_pending",
+                where=Q(state=None) | Q(state=State.SCHEDULED) | Q(state=State.RUNNING),
+            ),
         ]
         constraints = [
             models.UniqueConstraint(fields=["result_id"], name="background_task_result_id"),
@@ -261,8 +289,10 @@ class Task(rows.Row):
         self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
         if self.locked_by:
             self.state = State.RUNNING
+        elif self.run_at > now:
+            self.state = State.SCHEDULED
         else:
-            self.state = State.READY if self.run_at <= now else State.SCHEDULED
+            self.state = State.RESCUED if self.losses else State.READY
 
     def params(self) -> tuple[Any, dict[str, Any]]:
         """Return the arguments and keyword arguments, decoded."""
@@ -313,7 +343,7 @@ class Task(rows.Row):
         loaded; whoever gets False writes nothing. It is an UPDATE that changes nothing, rather
         than a SELECT FOR UPDATE, because that makes SQLite take its write lock and wait for it.
         """
-        return bool(self.held().update(locked_by=F("locked_by")))
+        return bool(self.held().update(epoch=F("epoch")))
 
     def increment_attempts(self) -> None:
         """Count one more run, and store the row; a row that was deleted does not come back."""

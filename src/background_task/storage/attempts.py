@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from background_task import vendors
 from background_task.exceptions import WorkerLostError
 from background_task.models import Attempt, Task
+from background_task.storage.engine import Engine
 
 
 def record(task: Task, error: BaseException, traceback: str) -> None:
@@ -21,19 +24,21 @@ def record(task: Task, error: BaseException, traceback: str) -> None:
     )
 
 
-def record_loss(task: Task) -> None:
-    """Write down that the worker of ``task``, as it was before another took it over, was lost."""
-    if task.result_id is None:
-        return
-    worker = task.worker_id or task.locked_by or ""
-    Attempt.objects.using(task.database).create(
-        result_id=task.result_id,
-        worker_id=worker,
-        started_at=task.locked_at,
-        finished_at=vendors.now(task.database),
-        exception_class_path=class_path(WorkerLostError),
-        traceback=f"The worker {worker} has not renewed its lock since {task.locked_at}.",
-    )
+def record_losses(engine: Engine, keys: Sequence[int], reason: str) -> None:
+    """Write down of rows, as they are before somebody else may take them, that their run was lost.
+
+    Args:
+        engine: where.
+        keys: of the rows.
+        reason: how it was noticed, for the place of a traceback.
+    """
+    sql = f"""
+        INSERT INTO background_task_attempt
+            (result_id, worker_id, started_at, finished_at, exception_class_path, traceback)
+        SELECT result_id, COALESCE(worker_id, locked_by, ''), locked_at, {engine.now}, %s, %s
+        FROM background_task WHERE result_id IS NOT NULL AND id IN ({", ".join(map(str, keys))})
+    """
+    engine.run(sql, [class_path(WorkerLostError), reason])
 
 
 def class_path(error: type[BaseException]) -> str:

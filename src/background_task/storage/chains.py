@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import NamedTuple
 
-from django.db import IntegrityError, router, transaction
+from django.db import IntegrityError, connections, router, transaction
 
 from background_task import vendors
 from background_task.models import Task
@@ -82,10 +82,10 @@ def ensure(
 
     for _ in range(_TRIES - 1):
         try:
-            return persevere(using, "ensure a chain", once, delays)
+            return persevere(connections[using], "ensure a chain", once, delays)
         except IntegrityError:
             wanted.pk = None  # another process stored it in this moment; now it will be found
-    return persevere(using, "ensure a chain", once, delays)
+    return persevere(connections[using], "ensure a chain", once, delays)
 
 
 def _chain_among(

@@ -1,120 +1,154 @@
-"""Take tasks for a run: one, or as many as there is room for."""
+"""Take tasks for a run: the most urgent that may run now, of the names that this worker knows.
+
+==========  ===================================================================================
+mark        writes into the rows who runs them, and commits. Whoever looks sees it, workers of the
+            predecessor too, and an end is recorded only while it stands there.
+hold        only locks the rows, in a transaction that stays open until their tasks have ended.
+            The wide rows are not written twice, which is half as fast again; so it is for many
+            short tasks. When the process dies its rows are free at once.
+claim_next  one row as a model instance, by the predecessor's steps, which projects may replace.
+==========  ===================================================================================
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from django.db import DataError, connections, transaction
-from django.db.models import Q
+from django.db import DataError
 
-from background_task import vendors
-from background_task.models import Task, TaskQuerySet, rows
-from background_task.models.tasks import lock_values
-from background_task.storage import attempts, leases
+from background_task.models import Task
+from background_task.models.rows import this_worker
+from background_task.records import Claim, Mark, Wanted
+from background_task.settings import app_settings
+from background_task.states import State
+from background_task.storage import leases, readiness
 from background_task.storage.batches import in_batches
-from background_task.storage.transient import TRANSIENT
+from background_task.storage.engine import Engine
 
 logger = logging.getLogger("background_task.storage")
 
+# How many rows claim_next() looks at to take one of.
 CANDIDATES = 10
+# How many of the most urgent rows other workers may have locked, where it cannot be told before.
+LOCKED_BY_OTHERS = 2000
 
 # How many tasks that have lost a worker once may run at a time beside others, in one process.
 SUSPECTS = 10
-_NEEDED = ("pk", "task_name", "locked_by", "locked_at", "worker_id", "result_id", "losses")
-
-_UNKNOWN = "no tasks.py registers exactly this name"
 
 # A row that cannot be taken, whoever tries, is not asked for again for so many seconds.
 PASSED_OVER = 60.0
-_ODD = (DataError, ValueError, TypeError, ArithmeticError)
+# What Django raises where it cannot make sense of a row.
+ODD = (DataError, ValueError, TypeError, ArithmeticError)
 _passed_over: dict[int, float] = {}
 _reported: set[int] = set()
 
-# Rows of which it is not known whether the claim was stored, and by which name: the connection
-# broke over it.
-_in_doubt: dict[int, str] = {}
-_settling = threading.Lock()
+# The fields of a Claim, in their order.
+_STORED = "id, task_name, verbose_name, task_params, result_id, epoch, attempts, losses, backend"
+_COLUMNS = f'{_STORED}, ("repeat" > 0 OR unique_key IS NOT NULL) AS is_chain'
 
 
-def claim_next(
-    using: str, names: Collection[str], queue: str | None, worker_name: str
-) -> Task | None:
-    """Lock the most urgent due row of a known name and return it; None when there is none.
+def mark(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+    """Take the most urgent rows by writing into them; return them in their order.
 
-    Other workers want the same rows. Each candidate is taken by one conditional UPDATE by primary
-    key, so that on MySQL no gap is locked; when all candidates are lost to others, the next ones
-    are asked for, since work may still be waiting.
-    """
-    if not names:
-        return None
-    settle_doubts(using)
-    lost: set[int] = set()
-    while True:
-        candidates = list(_due(using, names, queue, lost)[:CANDIDATES])
-        if not candidates:
-            return None
-        for candidate in candidates:
-            if candidate.task_name not in names:
-                # MySQL compares without regard to case, accents and trailing blanks.
-                _pass_over(candidate, _UNKNOWN)
-                continue
-            locked = _try(candidate, worker_name)
-            if locked is not None:
-                return locked
-            lost.add(candidate.pk)
-
-
-def claim_batch(
-    using: str,
-    names: Collection[str],
-    queue: str | None,
-    worker_name: str,
-    most: int,
-    *,
-    suspects: int,
-) -> list[Task]:
-    """Lock the most urgent due rows of known names, ``most`` of them at most, and return them.
-
-    Rows that nobody has locked are taken in one transaction; what other workers are taking in this
-    moment is passed over without waiting. Rows that need more are taken one by one.
+    What other workers are taking in this moment is passed over without waiting.
 
     Args:
-        using: the alias of the database.
-        names: of the tasks that may be taken.
-        queue: of this queue only; None or empty takes all.
-        worker_name: what ``locked_by`` is to say.
-        most: how many rows at most.
-        suspects: how much room there is for rows that have lost a worker, see :func:`suspicion`.
+        engine: where; not inside a transaction.
+        wanted: which rows.
+        most: how many at most.
+        by: who takes them.
     """
-    if not names or most < 1:
+    if not wanted.names or most < 1:
         return []
-    settle_doubts(using)
-    lost: set[int] = set()
-    while True:
-        due = _due(using, names, queue, lost)
-        if suspects < 1:
-            due = due.filter(Q(losses=None) | Q(losses=0), locked_by=None)
-        candidates = list(due[:most])
-        known = [candidate for candidate in candidates if candidate.task_name in names]
-        locked = _take_many(using, known, worker_name, suspects)
-        if locked or not candidates:
-            return locked
-        lost.update(candidate.pk for candidate in candidates)
-        for candidate in candidates:
-            if candidate.task_name not in names:
-                _pass_over(candidate, _UNKNOWN)
+    try:
+        if engine.vendor.can_return_changed:
+            return _known(wanted, _mark_at_once(engine, wanted, most, by))
+        return _mark(engine, wanted, most, by)
+    except ODD:  # one of them; which one it is, they tell one by one
+        return _mark_one(engine, wanted, by)
 
 
-def _due(
-    using: str, names: Collection[str], queue: str | None, lost: Collection[int]
-) -> TaskQuerySet:
-    """Return the rows that may be taken, the most urgent first, without those lost to others."""
-    due = Task.objects.using(using).due(vendors.now(using), queue or None)
-    due = due.filter(task_name__in=names).exclude(pk__in=[*lost, *_still_passed_over()])
-    return due.only(*_NEEDED)
+def _mark(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+    if not engine.vendor.lock and not engine.fetch(*_select(engine, wanted, 1, lock=False)):
+        return []  # so that an idle worker does not ask for the lock of the whole database
+    with engine.transaction():
+        claims = hold(engine, wanted, most)
+        return mark_held(engine, claims, by)
+
+
+def _mark_at_once(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+    found, parameters = _select(engine, wanted, most, columns="id")
+    sql = f"""
+        WITH marked AS (
+            UPDATE background_task SET {_marked(engine)}
+            WHERE id = ANY(ARRAY({found}))
+            RETURNING {_COLUMNS}, priority, run_at
+        )
+        SELECT {_STORED}, is_chain FROM marked ORDER BY {readiness.order()}
+    """
+    return [Claim._make(row) for row in engine.fetch(sql, [*by, *parameters])]
+
+
+def _mark_one(engine: Engine, wanted: Wanted, by: Mark) -> list[Claim]:
+    for claim in _found(engine, *_select(engine, wanted, CANDIDATES, lock=False)):
+        try:
+            with engine.transaction():
+                free, parameters = readiness.free(engine, wanted, State.READY)
+                if leases.lock(engine, [claim.pk], free, parameters):
+                    return mark_held(engine, [claim], by)
+        except ODD as error:
+            pass_over(claim.pk, claim.name, f"it cannot be locked ({error})")
+    return []
+
+
+def hold(engine: Engine, wanted: Wanted, most: int) -> list[Claim]:
+    """Inside a transaction: lock the most urgent rows; return them in their order."""
+    ascending = app_settings.is_ascending()
+    if engine.vendor.locks_only_what_it_returns(engine.connection, is_ascending=ascending):
+        return _known(wanted, _found(engine, *_select(engine, wanted, most)))
+    free = f"state = {State.READY:d} AND locked_by IS NULL"
+    found = _found(engine, *_select(engine, wanted, most + LOCKED_BY_OTHERS, lock=False))
+    for some in in_batches(_known(wanted, found), most=most):
+        if keys := leases.lock(engine, [claim.pk for claim in some], free):
+            return [claim for claim in some if claim.pk in keys]
+    return []
+
+
+def mark_held(engine: Engine, claims: Sequence[Claim], by: Mark) -> list[Claim]:
+    """Inside a transaction that holds these rows: write into them that they run."""
+    if not claims:
+        return []
+    keys = ", ".join(str(claim.pk) for claim in claims)
+    sql = f"UPDATE {engine.vendor.by_key} SET {_marked(engine)} WHERE id IN ({keys})"
+    engine.run(sql, [*by])
+    return [claim._replace(epoch=(claim.epoch or 0) + 1) for claim in claims]
+
+
+def rescued(engine: Engine, wanted: Wanted, most: int, room: int, by: Mark) -> list[Claim]:
+    """Take rows that have lost a worker, as many as there is room for; return them.
+
+    Args:
+        engine: where; not inside a transaction.
+        wanted: which rows.
+        most: how many at most.
+        room: see :func:`suspicion`.
+        by: who takes them.
+    """
+    if not wanted.names or min(most, room) < 1:
+        return []
+    if not engine.fetch(*_select(engine, wanted, 1, State.RESCUED, lock=False)):
+        return []
+    with engine.transaction():
+        found = _found(engine, *_select(engine, wanted, min(most, room), State.RESCUED))
+        taken = []
+        for claim in _known(wanted, found):
+            if suspicion(claim.losses or 0) <= room:
+                room -= suspicion(claim.losses or 0)
+                taken.append(claim)
+        return mark_held(engine, taken, by)
 
 
 def suspicion(losses: int) -> int:
@@ -127,96 +161,109 @@ def suspicion(losses: int) -> int:
     return 0 if not losses else 1 if losses == 1 else SUSPECTS
 
 
-def _take_many(
-    using: str, candidates: Sequence[Task], worker_name: str, suspects: int
-) -> list[Task]:
-    """Lock what can be locked of ``candidates``; return it in their order."""
-    simple = [row.pk for row in candidates if row.result_id is not None and not _losses(row)]
-    try:
-        locked = {row.pk: row for row in _lock_many(using, simple, worker_name)}
-    except TRANSIENT:
-        _in_doubt.update(dict.fromkeys(simple, worker_name))
-        raise
-    except _ODD:  # one of them; which one it is, they tell one by one
-        locked, simple = {}, []
-    for candidate in candidates:
-        weight = suspicion(_losses(candidate))
-        if candidate.pk in simple or weight > suspects:
-            continue
-        if (row := _try(candidate, worker_name)) is not None:
-            locked[row.pk] = row
-            suspects -= weight
-    return [locked[candidate.pk] for candidate in candidates if candidate.pk in locked]
+def _found(engine: Engine, sql: str, parameters: Sequence[Any]) -> list[Claim]:
+    return [Claim._make(row) for row in engine.fetch(sql, parameters)]
 
 
-def _losses(candidate: Task) -> int:
-    """Return how many workers will have been lost over a row once it is taken over."""
-    return (candidate.losses or 0) + (candidate.locked_by is not None)
+def _select(
+    engine: Engine,
+    wanted: Wanted,
+    most: int,
+    state: State = State.READY,
+    *,
+    columns: str = _COLUMNS,
+    but: Collection[int] = (),
+    lock: bool = True,
+) -> tuple[str, list[Any]]:
+    which, parameters = readiness.free(engine, wanted, state)
+    if left_out := [*but, *_still_passed_over()]:
+        which += f" AND id NOT IN ({', '.join(map(str, left_out))})"
+    vendor = engine.vendor
+    table = vendor.in_order_of_queue if wanted.queue else vendor.in_order
+    sql = f"SELECT {columns} FROM {table} WHERE {which} "
+    sql += f"ORDER BY {readiness.order()} LIMIT {most}"
+    return sql + (vendor.lock + vendor.skip if lock else ""), parameters
 
 
-def _lock_many(using: str, keys: Sequence[int], worker_name: str) -> list[Task]:
-    if not keys:
-        return []
-    skip = connections[using].features.has_select_for_update_skip_locked
-    with transaction.atomic(using=using):
-        vendors.begin_write(using, Task._meta.db_table)
-        # By primary key, so that on MySQL no gap is locked, and in one order, for fewer deadlocks.
-        now = vendors.now(using)
-        wanted = Task.objects.using(using).filter(pk__in=keys, locked_by=None, run_at__lte=now)
-        free = wanted.order_by("pk").select_for_update(skip_locked=skip)
-        taken = Task.objects.using(using).filter(pk__in=list(free.values_list("pk", flat=True)))
-        taken.update(**lock_values(worker_name, now))
-        return list(taken)
+def _marked(engine: Engine) -> str:
+    now = engine.now
+    return (
+        f"locked_by = %s, worker_id = %s, state = {State.RUNNING:d}, locked_at = {now}, "
+        f"epoch = COALESCE(epoch, 0) + 1, started_at = COALESCE(started_at, {now})"
+    )
 
 
-def settle_doubts(using: str) -> None:
-    """Unlock the rows that this process may have locked without having begun to run them."""
-    # Not two threads at a time: the other one may lock such a row again, and then run it.
-    with _settling:
-        for worker_name in set(_in_doubt.values()):
-            keys = [pk for pk, name in list(_in_doubt.items()) if name == worker_name]
-            for some in in_batches(keys):
-                mine = Task.objects.using(using).filter(pk__in=some, worker_id=rows.this_worker())
-                leases.release(mine.filter(locked_by=worker_name))
-                for pk in some:
-                    _in_doubt.pop(pk, None)
+def _known(wanted: Wanted, claims: list[Claim]) -> list[Claim]:
+    """Leave out names that are only alike: MySQL compares without regard to case and accents."""
+    for claim in claims:
+        if claim.name not in wanted.names:
+            pass_over(claim.pk, claim.name, "no tasks.py registers exactly this name")
+    return [claim for claim in claims if claim.name in wanted.names]
 
 
-def _try(candidate: Task, worker_name: str) -> Task | None:
-    try:
-        if candidate.locked_by is None:
-            return candidate.lock(worker_name)
-        return _take_over(candidate, worker_name)
-    except TRANSIENT:
-        _in_doubt[candidate.pk] = worker_name
-        raise
-    except _ODD as error:
-        _in_doubt[candidate.pk] = worker_name
-        _pass_over(candidate, f"it cannot be read or locked ({error})")
+def claim_next(
+    using: str, names: Collection[str], queue: str | None, worker_name: str
+) -> Task | None:
+    """Lock the most urgent due row of a known name and return it; None when there is none.
+
+    Each candidate is taken by ``Task.lock``; when all are lost to other workers, the next ones are
+    asked for, since work may still be waiting.
+    """
+    if not names:
         return None
-
-
-def _take_over(candidate: Task, worker_name: str) -> Task | None:
-    """Lock a row whose lease has expired, unless a transaction holds it: its task may live yet."""
-    using = candidate.database
-    with transaction.atomic(using=using):
-        if leases.is_held_elsewhere(Task.objects.using(using).filter(pk=candidate.pk)):
+    readiness.settle(Engine.on(using))
+    lost: set[int] = set()
+    while True:
+        candidates = _candidates(using, Wanted(names, queue or None), lost)
+        if not candidates:
             return None
-        locked = candidate.lock(worker_name)
-        if locked is not None:
-            attempts.record_loss(candidate)
-        return locked
+        for candidate in candidates:
+            if candidate.task_name not in names:
+                reason = "no tasks.py registers exactly this name"
+                pass_over(candidate.pk, candidate.task_name, reason)
+                continue
+            try:
+                locked = candidate.lock(worker_name)
+            except ODD as error:
+                reason = f"it cannot be locked ({error})"
+                pass_over(candidate.pk, candidate.task_name, reason)
+                _unlock(Engine.on(using), candidate.pk, Mark(worker_name, this_worker()))
+                continue
+            if locked is not None:
+                return locked
+            lost.add(candidate.pk)
 
 
-def _pass_over(candidate: Task, reason: str) -> None:
-    _passed_over[candidate.pk] = time.monotonic() + PASSED_OVER
-    if candidate.pk not in _reported:
-        _reported.add(candidate.pk)
+def _unlock(engine: Engine, pk: int, by: Mark) -> None:
+    with engine.transaction():
+        mine = leases.lock(engine, [pk], "locked_by = %s AND worker_id = %s", by)
+        leases.release(engine, mine)
+
+
+def _candidates(using: str, wanted: Wanted, lost: Collection[int]) -> list[Task]:
+    engine = Engine.on(using)
+    keys: list[int] = []
+    for state in (State.READY, State.RESCUED):
+        most = CANDIDATES - len(keys)
+        if most > 0:
+            found, parameters = _select(
+                engine, wanted, most, state, columns="id", but=lost, lock=False
+            )
+            keys += [key for (key,) in engine.fetch(found, parameters)]
+    rows = Task.objects.using(using).only("pk", "task_name").in_bulk(keys)
+    return [rows[key] for key in keys if key in rows]
+
+
+def pass_over(pk: int, name: str, reason: str) -> None:
+    """Take this row no more for a while, and say why, once."""
+    _passed_over[pk] = time.monotonic() + PASSED_OVER
+    if pk not in _reported:
+        _reported.add(pk)
         logger.error(
             "The row %s of %s, named %r, does not run: %s. Mend or delete it.",
-            candidate.pk,
+            pk,
             Task._meta.db_table,
-            candidate.task_name,
+            name,
             reason,
         )
 

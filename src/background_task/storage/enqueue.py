@@ -28,7 +28,7 @@ def insert(using: str, rows: Sequence[Task]) -> None:
         _insert(using, rows)
         return
     with transaction.atomic(using=using):
-        if vendors.can_copy(using, len(rows)):
+        if vendors.of(connections[using]).can_copy(len(rows)):
             _copy(using, rows)
         else:
             for batch in in_batches(rows, lambda row: len(row.task_params)):
@@ -57,7 +57,7 @@ def _insert(using: str, rows: Sequence[Task]) -> None:
     columns = ", ".join(quote(str(field.column)) for field in fields)
     one = f"({', '.join(['%s'] * len(fields))})"
     statement = (
-        f"INSERT INTO {quote(Task._meta.db_table)} ({columns}) "  # noqa: S608
+        f"INSERT INTO {quote(Task._meta.db_table)} ({columns}) "
         f"VALUES {', '.join([one] * len(rows))}"
     )
     keys = connection.features.can_return_rows_from_bulk_insert
@@ -74,11 +74,13 @@ def _insert(using: str, rows: Sequence[Task]) -> None:
 
 
 def _copy(using: str, rows: Sequence[Task]) -> None:
-    keys = vendors.next_keys(using, Task._meta.db_table, len(rows))
+    connection = connections[using]
+    vendor = vendors.of(connection)
+    keys = vendor.next_keys(connection, Task._meta.db_table, len(rows))
     fields = _filled(rows)
     columns = ["id", *(str(field.column) for field in fields)]
     values = ((key, *row) for key, row in zip(keys, _values(using, fields, rows), strict=True))
-    vendors.copy(using, Task._meta.db_table, columns, values)
+    vendor.copy(connection, Task._meta.db_table, columns, values)
     _is_stored(using, rows, keys)
 
 

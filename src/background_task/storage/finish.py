@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 from django.db import IntegrityError, connections, models, transaction
-from django.db.models import F, signals
+from django.db.models import F
 
 from background_task import vendors
 from background_task._compat import uuid7
@@ -16,10 +16,7 @@ from background_task.settings import app_settings
 from background_task.signals import announce, task_successful
 from background_task.states import State
 from background_task.storage import attempts
-from background_task.storage.batches import in_batches
-from background_task.storage.leases import still_held
 from background_task.storage.notifications import tell_finished
-from background_task.storage.overrides import replaced
 from background_task.storage.transient import persevere
 
 Result = TypeVar("Result")
@@ -55,87 +52,10 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
             )
             task.create_repetition()
             task.delete()
-            tell_finished(task.database, [completed.result_id])
+            tell_finished(connections[task.database], [completed.result_id])
             return completed
 
     return _unless_undone(task, "record a success", verb)
-
-
-def succeed_many(done: Sequence[tuple[Task, str | None]]) -> dict[int, CompletedTask | None]:
-    """Record many successes in one transaction, where that comes to the same as one by one.
-
-    Args:
-        done: the rows as they were claimed, each with what its function returned, as JSON text.
-
-    Returns:
-        the row of the history by the key of the task, None where the run is not ours any more.
-        What is missing there has not been recorded and needs :func:`succeed`: a task that repeats,
-        or all of them. Ask :func:`is_watched` first.
-    """
-    if not done:
-        return {}
-    using = done[0][0].database
-    values = {task.pk: (task, value) for task, value in done if task.database == using}
-
-    def verb() -> dict[int, CompletedTask | None]:
-        with transaction.atomic(using=using):
-            rows = still_held(using, [task for task, _ in values.values()], _EVERYTHING)
-            missing = values.keys() - {row.pk for row in rows}
-            ended = vendors.now(using)
-            completed: dict[int, CompletedTask] = {}
-            for row in rows:
-                if row.repeat or row.unique_key or row.failed_at:
-                    continue
-                # The history tells when the run began, not its last lease.
-                row.locked_at, row.return_value = values[row.pk][0].locked_at, values[row.pk][1]
-                row.attempts += 1
-                completed[row.pk] = row.as_completed(ended)
-            for some in in_batches(completed.values(), _weight):
-                CompletedTask._base_manager.using(using).bulk_create(some)
-            Task._base_manager.using(using).filter(pk__in=completed).delete()
-            tell_finished(using, [row.result_id for row in completed.values()])
-            return {**dict.fromkeys(missing), **completed}
-
-    try:
-        return persevere(using, "record successes", verb)
-    except IntegrityError:  # a copy with the id of another row, or a key that protects a row
-        return {}
-
-
-_EVERYTHING = tuple(field.attname for field in Task._meta.concrete_fields)
-# What records a success one by one.
-_STEPS = (
-    "held",
-    "hold",
-    "refresh_from_db",
-    "increment_attempts",
-    "save",
-    "create_completed_task",
-    "create_repetition",
-    "delete",
-)
-
-
-def is_watched() -> bool:
-    """Tell whether a receiver, or a method that a project has replaced, wants each row."""
-    return (
-        task_successful.has_listeners(Task)
-        or bool(replaced(Task, *_STEPS) or replaced(CompletedTask, "save"))
-        or any(
-            each.has_listeners(model)
-            for each in (
-                signals.pre_save,
-                signals.post_save,
-                signals.pre_delete,
-                signals.post_delete,
-            )
-            for model in (Task, CompletedTask)
-        )
-    )
-
-
-def _weight(row: CompletedTask) -> int:
-    return len(row.task_params) + len(row.last_error) + len(row.return_value or "")
 
 
 def fail(
@@ -159,7 +79,7 @@ def fail(
             attempts.record(task, error, task._extract_error(type(error), error, traceback))
             task.reschedule(type(error), error, traceback)
             if task.failed_at:
-                tell_finished(task.database, [task.result_id])
+                tell_finished(connections[task.database], [task.result_id])
             return True
 
     return _unless_undone(task, "record a failure", verb)
@@ -181,14 +101,14 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
         return verb()
 
     try:
-        return persevere(task.database, act, anew)
+        return persevere(connections[task.database], act, anew)
     except IntegrityError:
         if not _is_in_history(task):
             raise
         # A copy that was stored past save(), by bulk_create or SQL, carries the original's id.
         claimed["result_id"] = uuid7()
         task.held().update(result_id=claimed["result_id"])
-        return persevere(task.database, act, anew)
+        return persevere(connections[task.database], act, anew)
 
 
 def _is_in_history(task: Task) -> bool:
@@ -234,7 +154,7 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
                 return False
             attempts.record(task, error, task._extract_error(type(error), error, None))
             if "failed_at" in values:
-                tell_finished(task.database, [task.result_id])
+                tell_finished(connections[task.database], [task.result_id])
             return True
 
-    return persevere(task.database, "put off a task", verb)
+    return persevere(connections[task.database], "put off a task", verb)

@@ -46,7 +46,7 @@ def take_over(model: Any, statuses: Collection[str]) -> int:
             return len(some)
 
     moved = 0
-    while count := persevere(using, "import tasks", move_some):
+    while count := persevere(connections[using], "import tasks", move_some):
         moved += count
     return moved
 

@@ -2,98 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from django.db import connections, models, transaction
-from django.db.models import F
-from django.db.models.functions import Coalesce
-
-from background_task import vendors
 from background_task.models import Task
+from background_task.records import Claim, Mark
 from background_task.states import State
+from background_task.storage import attempts
+from background_task.storage.engine import Engine
 from background_task.storage.transient import HURRIED, persevere
 
-_LOCK = ("pk", "locked_by", "locked_at", "epoch")
+
+class Lock(NamedTuple):
+    """What tells one run of a row from others, and from what the predecessor's workers run."""
+
+    pk: int
+    locked_by: str | None
+    epoch: int | None
+
+    @classmethod
+    def of(cls, task: Task) -> Lock:
+        """Return that of a row as it was claimed."""
+        return cls(task.pk, task.locked_by, task.epoch)
 
 
-def renew(tasks: Sequence[Task]) -> None:
-    """Make the locks of runs that go on as fresh as new ones.
+def lock(
+    engine: Engine, keys: Sequence[int], where: str, parameters: Sequence[Any] = ()
+) -> list[int]:
+    """Inside a transaction: lock rows that still fulfil a condition; return their keys.
 
-    It does not wait for a row that is locked in a transaction: that may be the transaction of the
-    task itself, and while it lasts nobody can take the row anyway. ``task.locked_at`` keeps telling
-    when the run began.
+    Rows that another transaction holds are left out, without waiting.
     """
-    locked = [task for task in tasks if task.locked_at is not None]  # not so when run by hand
-    for using in {task.database for task in locked}:
-        mine = [task for task in locked if task.database == using]
-        now = vendors.now(using)
-        # Before the statement: when the answer is lost, or late, the run is recognised either way.
-        for task in mine:
-            task.leased_at = now
-        with transaction.atomic(using=using):
-            held = [row.pk for row in still_held(using, mine, wait=False)]
-            Task.objects.using(using).filter(pk__in=held).update(locked_at=now)
+    if not keys:
+        return []
+    sql = f"SELECT id FROM {engine.vendor.by_key} WHERE id IN ({_listed(keys)}) AND ({where})"
+    sql += " ORDER BY id"
+    sql += engine.vendor.lock + engine.vendor.skip
+    return [key for (key,) in engine.fetch(sql, parameters)]
 
 
-def still_held(
-    using: str, tasks: Sequence[Task], columns: Sequence[str] = _LOCK, *, wait: bool = True
-) -> list[Task]:
-    """Inside a transaction: lock and return the rows that still belong to these runs.
+def ours(engine: Engine, locks: Sequence[Lock], *, wait: bool = True) -> list[int]:
+    """Inside a transaction: lock the rows that still belong to these runs; return their keys.
 
     Rows that were deleted, or handed to another run, are missing.
 
     Args:
-        using: the alias of the database.
-        tasks: the rows as they were claimed.
-        columns: what to read of them.
+        engine: where.
+        locks: what the runs found, or wrote, when they took the rows.
         wait: wait for rows that another transaction holds, rather than leave them out.
     """
-    vendors.begin_write(using, Task._meta.db_table)
-    runs = {task.pk: task for task in tasks}
-    rows = Task._base_manager.using(using).filter(pk__in=runs).only(*columns).order_by("pk")
-    skip = not wait and connections[using].features.has_select_for_update_skip_locked
-    return [row for row in rows.select_for_update(skip_locked=skip) if _holds(runs[row.pk], row)]
+    if not locks:
+        return []
+    keys = _listed([each.pk for each in locks])
+    sql = f"SELECT id, locked_by, epoch FROM {engine.vendor.by_key} WHERE id IN ({keys})"
+    sql += " ORDER BY id"
+    sql += engine.vendor.lock + ("" if wait else engine.vendor.skip)
+    known = set(locks)
+    return [row[0] for row in engine.fetch(sql) if Lock._make(row) in known]
 
 
-def _holds(task: Task, row: Task) -> bool:
-    """Tell of a row as it is stored what :meth:`Task.held` asks the database."""
-    if (task.locked_by, task.epoch) != (row.locked_by, row.epoch) or row.locked_at is None:
-        return False
-    began = task.locked_at
-    return began is not None and began <= row.locked_at <= (task.leased_at or began)
+def rows(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:
+    """Return the rows of claims as instances, by their keys; those that are not ours are missing.
 
-
-def is_held_elsewhere(row: models.QuerySet[Task]) -> bool:
-    """Inside a transaction: lock ``row``, or tell, without waiting, that another holds it.
-
-    Where the database cannot pass over what is locked, as SQLite, nothing is locked or held.
+    Args:
+        using: the alias of the database; they are read over the connection of this thread.
+        claims: what was claimed.
+        by: who took the rows.
     """
-    if not connections[row.db].features.has_select_for_update_skip_locked:
-        return False
-    return not list(row.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    mine = Task.objects.using(using).filter(locked_by=by.locked_by, worker_id=by.worker_id)
+    epochs = {claim.pk: claim.epoch for claim in claims}
+    return {row.pk: row for row in mine.filter(pk__in=epochs) if row.epoch == epochs[row.pk]}
 
 
-def hand_back(tasks: Sequence[Task]) -> set[int]:
+def renew(engine: Engine, locks: Sequence[Lock], now: datetime) -> None:
+    """Make the locks of runs that go on as fresh as new ones: say ``now`` in their rows.
+
+    It does not wait for a row that is locked in a transaction: that may be the transaction of the
+    task itself, and while it lasts nobody can take the row anyway.
+    """
+    with engine.transaction():
+        if mine := ours(engine, locks, wait=False):
+            fresh = engine.vendor.literal(engine.connection, now)
+            sql = f"UPDATE {engine.vendor.by_key} SET locked_at = {fresh} "
+            engine.run(f"{sql} WHERE id IN ({_listed(mine)})")
+
+
+def hand_back(engine: Engine, locks: Sequence[Lock]) -> set[int]:
     """Give up runs that have not ended, without counting an attempt; return the keys of ours.
 
     All of them are one transaction: there may be no time for more.
     """
-    given: set[int] = set()
-    for using in {task.database for task in tasks}:
-        mine = [task for task in tasks if task.database == using]
 
-        def verb(using: str = using, mine: Sequence[Task] = mine) -> list[int]:
-            with transaction.atomic(using=using):
-                held = [row.pk for row in still_held(using, mine)]
-                release(Task.objects.using(using).filter(pk__in=held))
-                return held
+    def verb() -> set[int]:
+        with engine.transaction():
+            mine = ours(engine, locks)
+            release(engine, mine)
+            return set(mine)
 
-        given.update(persevere(using, "hand back what has not ended", verb, HURRIED))
-    return given
+    return persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
 
 
-def release(rows: models.QuerySet[Task]) -> int:
-    """Unlock ``rows`` and return how many there were; runs that still go on can record nothing."""
-    return rows.update(
-        locked_by=None, locked_at=None, state=State.READY, epoch=Coalesce(F("epoch"), 0) + 1
-    )
+def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
+    """Inside a transaction: unlock rows; runs that still go on can record nothing.
+
+    Args:
+        engine: where.
+        keys: of the rows.
+        losses: how many workers were lost over them by now that were not before.
+    """
+    if not keys:
+        return
+    state = f"CASE WHEN COALESCE(losses, 0) > 0 THEN {State.RESCUED:d} ELSE {State.READY:d} END"
+    changes = "locked_by = NULL, locked_at = NULL, epoch = COALESCE(epoch, 0) + 1"
+    if losses:
+        state = f"{State.RESCUED:d}"
+        changes += f", losses = COALESCE(losses, 0) + {losses}"
+    sql = f"UPDATE {engine.vendor.by_key} SET state = {state}, {changes} "
+    engine.run(f"{sql} WHERE id IN ({_listed(keys)})")
+
+
+def release_forgotten(engine: Engine, worker_id: str, known: Collection[int]) -> None:
+    """Inside a transaction: unlock what a process has locked, but for the rows it knows of."""
+    sql = f"SELECT id FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s"
+    found = [key for (key,) in engine.fetch(sql, [worker_id]) if key not in known]
+    release(engine, lock(engine, found, "locked_by IS NOT NULL"))
+
+
+def lose(engine: Engine, keys: Sequence[int], reason: str) -> int:
+    """Inside a transaction: free rows whose worker is gone, and write that down.
+
+    Args:
+        engine: where.
+        keys: of rows that are locked in this transaction.
+        reason: how it was noticed.
+
+    Returns:
+        how many rows there were.
+    """
+    if keys:
+        attempts.record_losses(engine, keys, reason)
+        release(engine, keys, losses=1)
+    return len(keys)
+
+
+def _listed(keys: Sequence[int]) -> str:
+    return ", ".join(map(str, keys))

@@ -17,9 +17,11 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
 from background_task.storage.batches import in_batches
+from background_task.storage.engine import apart
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.storage")
@@ -30,17 +32,18 @@ MOST_IDS = 200
 BETWEEN_TRIES = 1.0
 
 
-def tell_finished(using: str, ids: Iterable[UUID | None]) -> None:
+def tell_finished(connection: BaseDatabaseWrapper, ids: Iterable[UUID | None]) -> None:
     """Part of a transaction: once it is committed, wake who waits for one of these public ids."""
-    if connections[using].vendor != "postgresql":
+    vendor = vendors.of(connection)
+    if not vendor.is_heard(connection):
         return
     for some in in_batches([str(each) for each in ids if each], most=MOST_IDS):
-        vendors.notify(using, FINISHED, ",".join(some))
+        vendor.notify(connection, FINISHED, ",".join(some))
 
 
 def can_hear(using: str) -> bool:
     """Tell whether notifications of this database can be heard; asked in the thread that waits."""
-    return vendors.can_listen(connections[using])
+    return vendors.of(connections[using]).can_listen(connections[using])
 
 
 @contextmanager
@@ -103,7 +106,8 @@ class _Listener:
                     _is_ready(asked, BETWEEN_TRIES)
 
     def _listen(self, asked: socket.socket) -> None:
-        with vendors.listening(self._using, FINISHED) as ear:
+        connection = apart(self._using)
+        with vendors.of(connection).listening(connection, FINISHED) as ear:
             self._wake(None)  # what finished until now was not heard
             while not _is_ready(asked, None, ear):
                 for payload in ear.heard():

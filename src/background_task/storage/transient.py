@@ -14,8 +14,8 @@ from django.db import (
     InternalError,
     OperationalError,
     ProgrammingError,
-    connections,
 )
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
 
@@ -30,33 +30,36 @@ HURRIED = (0.05, 0.2)
 
 
 def persevere(
-    using: str, act: str, verb: Callable[[], Result], delays: tuple[float, ...] = PATIENT
+    connection: BaseDatabaseWrapper,
+    act: str,
+    verb: Callable[[], Result],
+    delays: tuple[float, ...] = PATIENT,
 ) -> Result:
     """Return ``verb()``; when the database is locked, deadlocked, or gone, try again.
 
     Only the outermost transaction can be tried again, so inside an open one ``verb`` runs once.
 
     Args:
-        using: the alias of the database.
+        connection: what ``verb`` uses.
         act: what is tried, for the log.
         verb: a whole transaction.
         delays: how long to wait before each further try, in seconds; some 15 together by default.
     """
     for delay in delays:
-        if connections[using].in_atomic_block:
+        if connection.in_atomic_block:
             break
         try:
-            return afresh(using, verb)
+            return afresh(connection, verb)
         except TRANSIENT as error:
             if vendors.is_missing_table(error):
                 raise
             logger.warning("Could not %s, trying again: %s", act, str(error).strip() or repr(error))
-            disconnect(using)  # whatever state it is in, the next one is fresh
+            disconnect(connection)  # whatever state it is in, the next one is fresh
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
-    return afresh(using, verb)
+    return afresh(connection, verb)
 
 
-def afresh(using: str, verb: Callable[[], Result]) -> Result:
+def afresh(connection: BaseDatabaseWrapper, verb: Callable[[], Result]) -> Result:
     """Return ``verb()``; when the session refuses it, try once more in a new one.
 
     A task may leave a role, a search path, or another database behind in the session.
@@ -64,13 +67,13 @@ def afresh(using: str, verb: Callable[[], Result]) -> Result:
     try:
         return verb()
     except ProgrammingError:
-        if connections[using].in_atomic_block:
+        if connection.in_atomic_block:
             raise
-        disconnect(using)
+        disconnect(connection)
         return verb()
 
 
-def disconnect(using: str) -> None:
+def disconnect(connection: BaseDatabaseWrapper) -> None:
     """Close the connection; one that is broken already may complain."""
     with suppress(Exception):
-        connections[using].close()
+        connection.close()

@@ -10,23 +10,25 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import connections
 
 from background_task import tasks as hooks
-from background_task.api.proxy import DeclaredTask, TaskProxy
 from background_task.execution.attempt import Attempt
-from background_task.execution.call import is_async
 from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
+from background_task.records import Wanted
 from background_task.signals import close_old
+from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
 from background_task.storage.claim import SUSPECTS, suspicion
+from background_task.storage.engine import Engine
 from background_task.utils import SignalManager
-from background_task.worker import batches
+from background_task.worker import taking
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -51,6 +53,8 @@ class Coroutines:
 
     def __init__(self, tasks: Tasks, queue: str | None, concurrency: int, sleep: float) -> None:
         self._tasks = tasks
+        self._names = taking.Names(tasks)
+        self._by = taking.mark_of(tasks)
         self._queue = queue
         self._concurrency = concurrency
         self._sleep = sleep
@@ -64,15 +68,9 @@ class Coroutines:
         self._next_look = 0.0
         self._most = MOST_ROWS
 
-    def names(self) -> set[str]:
-        """Return the names of the tasks that run here, and that nobody else is to take."""
-        self._tasks.adopt_declared()
-        known = dict(self._tasks._tasks).items()  # another thread may add to it
-        return {name for name, proxy in known if _is_for_the_loop(proxy)}
-
     def start(self) -> None:
         """Take and run tasks from now on, once there is an ``async`` one to know of."""
-        if self._loop is None and not self._is_stopping and self.names():
+        if self._loop is None and not self._is_stopping and self._names.coroutines():
             self._loop = EventLoop(self._land)
             self._idle.clear()
             threading.Thread(
@@ -139,7 +137,6 @@ class Coroutines:
         if not claimed and not self._in_flight:
             close_old()
             loop.rest()
-        # At once, so that all of them are kept, and handed back when the worker has to leave.
         waiting = deque(runs.begin(task) for task in claimed)
         began = time.monotonic()
         try:
@@ -169,9 +166,21 @@ class Coroutines:
         self._land(flight)
 
     def _claim(self, most: int) -> list[Task]:
+        engine = Engine.on(self._tasks.queue_database())
         suspected = sum(suspicion(flight.task.losses or 0) for flight in self._in_flight)
-        room = SUSPECTS - suspected
-        return batches.take(self._tasks, self.names(), self._queue, most, suspects=room)
+        wanted = Wanted(self._names.coroutines(), self._queue)
+
+        def verb() -> list[Task]:
+            claims = claim.mark(engine, wanted, most, self._by)
+            room = SUSPECTS - suspected
+            claims += claim.rescued(engine, wanted, most - len(claims), room, self._by)
+            rows = taking.read(engine.using, claims, self._by)
+            # At once, so that all of them are kept, and handed back when the worker has to leave.
+            for row in rows.values():
+                runs.begin(row)
+            return [rows[each.pk] for each in claims if each.pk in rows]
+
+        return taking.take(engine, verb, otherwise=[])
 
     def _record(self) -> None:
         """Record how the flights have ended that have landed since the last time."""
@@ -180,15 +189,24 @@ class Coroutines:
             flights = [self._landed.popleft() for _ in range(count)]
             recorded: dict[int, CompletedTask | None] = {}
             try:
-                succeeded = [flight for flight in flights if flight.encode()]
-                recorded = batches.record(
-                    [(each.attempt, each.task, each.text) for each in succeeded]
-                )
+                recorded = self._record_at_once([flight for flight in flights if flight.encode()])
             finally:
                 # First what is recorded already, and has only to be announced.
                 for flight in sorted(flights, key=lambda flight: flight.task.pk not in recorded):
                     self._conclude(flight, recorded)
             self._next_look = 0  # they may have enqueued others, or made room
+
+    def _record_at_once(self, flights: Sequence[Flight]) -> dict[int, CompletedTask | None]:
+        """Record successes; return what is in the history now, by the keys of the rows."""
+        if acknowledge.is_watched():
+            return {}
+        ended = [flight.ended() for flight in flights if not flight.is_in_a_chain]
+        if not ended:
+            return {}
+        engine = Engine.on(self._tasks.queue_database())
+        keys = acknowledge.acknowledge(engine, ended, self._by)
+        found = taking.finished(engine.using, [each.claim for each in ended])
+        return {key: found.get(key) for key in keys}
 
     def _conclude(self, flight: Flight, recorded: dict[int, CompletedTask | None]) -> None:
         try:
@@ -198,7 +216,3 @@ class Coroutines:
         finally:
             flight.lane.users -= 1
             self._in_flight.discard(flight)
-
-
-def _is_for_the_loop(proxy: Any) -> bool:
-    return type(proxy) in (TaskProxy, DeclaredTask) and is_async(proxy.task_function)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
-from django.db import router
+from django.db import connections, router
 from django.db.models import Count
 
 from background_task import signals, vendors
@@ -68,7 +68,7 @@ class Duties:
             duty()
         except TRANSIENT as error:
             logger.warning("Could not %s; it must wait for the database: %s", what, error)
-            disconnect(self._tasks.queue_database())
+            disconnect(connections[self._tasks.queue_database()])
             self._delays = ()  # enough patience for this time: tasks are waiting
             self._next = time.monotonic() + AFTER_A_FAILURE
         except Exception:

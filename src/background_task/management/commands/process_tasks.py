@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connections
 from django.utils import autoreload
 
 from background_task import vendors
@@ -23,11 +24,13 @@ from background_task.exceptions import TaskModuleError
 from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.models.tasks import named_databases
+from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.signals import close_old
-from background_task.storage import claim
+from background_task.storage import readiness
+from background_task.storage.engine import Engine
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
-from background_task.tasks import autodiscover, tasks
+from background_task.tasks import autodiscover, tasks, unless_unreachable
 from background_task.utils import (
     STOPPING,
     TTW_FAST,
@@ -38,10 +41,11 @@ from background_task.utils import (
     leave,
     say,
 )
-from background_task.worker.batches import reason_against
+from background_task.worker import taking
 from background_task.worker.coroutines import Coroutines
 from background_task.worker.duties import Duties
 from background_task.worker.functions import Functions
+from background_task.worker.taking import Names
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +255,7 @@ class Command(BaseCommand):
         coroutines = Coroutines(self._tasks, queue, concurrency, sleep)
         functions = Functions(self._tasks, queue)
         by_batches = self._may_batch()
-        self._tasks.elsewhere = coroutines.names if by_batches else None
+        self._tasks.elsewhere = Names(self._tasks).coroutines if by_batches else None
         try:
             while not self.sig_manager.kill_now and not _past(deadline):
                 duties.run_if_due()
@@ -259,11 +263,13 @@ class Command(BaseCommand):
                     coroutines.start()
                 if self._run_some(functions if by_batches else None, queue):
                     self._pause()
-                else:
-                    close_old()
-                    duties.run_when_idle()
+                    continue
+                close_old()
+                duties.run_when_idle()
+                pause = self._look(using, queue, sleep)
+                if pause > 0:
                     logger.debug("waiting for tasks")
-                    self._wait(_at_most(sleep, deadline))
+                    self._wait(_at_most(pause, deadline))
             self._drain(coroutines)
             logger.info("Stopped; no task was left running")
         except ForcedStop:
@@ -309,8 +315,20 @@ class Command(BaseCommand):
         """Sleep, and wake for a signal where the project's own signal manager can."""
         getattr(self.sig_manager, "wait", time.sleep)(seconds)
 
+    def _look(self, using: str, queue: str | None, sleep: float) -> float:
+        """Return how long there is nothing to do, in seconds."""
+        engine = Engine.on(using)
+
+        def look() -> float:
+            if taking.settle(engine):
+                return 0
+            upcoming = readiness.look(engine, Wanted(self._tasks._tasks, queue)).upcoming
+            return sleep if upcoming is None else min(sleep, max(upcoming, 0))
+
+        return unless_unreachable(engine.connection, look, otherwise=sleep)
+
     def _may_batch(self) -> bool:
-        reason = reason_against(self._tasks)
+        reason = taking.reason_against(self._tasks)
         if reason:
             logger.debug("Tasks are taken one by one: %s", reason)
         return reason is None
@@ -334,8 +352,9 @@ class Command(BaseCommand):
 
 
 def _settle_doubts(using: str) -> None:
+    engine = Engine.on(using)
     try:
-        persevere(using, "unlock a row", lambda: claim.settle_doubts(using), HURRIED)
+        persevere(engine.connection, "unlock rows", lambda: runs.settle_doubts(engine), HURRIED)
     except Exception as error:
         logger.warning("A row may stay locked until MAX_RUN_TIME is over: %s", error)
 
@@ -366,4 +385,4 @@ def _require_tables(using: str) -> None:
         if not isinstance(error, TRANSIENT):
             raise
         logger.warning("The database %r is unreachable (%s); trying again.", using, error)
-        disconnect(using)
+        disconnect(connections[using])

@@ -1,0 +1,234 @@
+"""Record many successes at once, where that comes to the same as recording them one by one.
+
+Three facts may stand against it. A chain goes on with the row: then its end has to store the next
+one. Somebody listens to each row, or has replaced a step: see :func:`is_watched`. Or the row is not
+ours any more. :func:`storage.finish.succeed` knows what to do then.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import Enum
+
+from django.db import IntegrityError
+from django.db.models import ForeignObjectRel, signals
+
+from background_task.models import CompletedTask, Task
+from background_task.records import Ended, Mark
+from background_task.signals import task_successful
+from background_task.states import State
+from background_task.storage import leases
+from background_task.storage.batches import in_batches
+from background_task.storage.engine import Engine
+from background_task.storage.notifications import tell_finished
+from background_task.storage.overrides import replaced
+from background_task.storage.transient import persevere
+
+
+class Owned(Enum):
+    """How it is known that rows are ours: what has to be true of them, beside the epoch."""
+
+    HELD = "locked_by IS NULL"  # this transaction has locked them
+    MARKED = "locked_by = %s AND worker_id = %s"  # the claim has written so
+
+
+# What the history takes over as it is at the end, an operator's edits included.
+KEPT = (
+    "task_name",
+    "task_params",
+    "task_hash",
+    "verbose_name",
+    "priority",
+    '"repeat"',
+    "repeat_until",
+    "queue",
+    "failed_at",
+    "last_error",
+    "creator_content_type_id",
+    "creator_object_id",
+    "creator_key",
+    "result_id",
+    "enqueued_at",
+    "backend",
+    "losses",
+    "options",
+)
+# Of a row after whose end there is nothing to do.
+_LAST = "\"repeat\" <= 0 AND COALESCE(unique_key, '') = '' AND failed_at IS NULL"
+# How often rows are looked at that others change meanwhile.
+_TRIES = 3
+
+
+class NotAllError(Exception):
+    """One of the rows is not ours, or not at its end. The transaction is good for nothing else."""
+
+
+def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
+    """Record successes of marked rows in one transaction, against transient errors.
+
+    Args:
+        engine: where; not inside a transaction.
+        ended: the runs.
+        by: who took the rows.
+
+    Returns:
+        the keys of the rows that are recorded; what is missing needs
+        :func:`storage.finish.succeed`.
+    """
+    left = list(ended)
+
+    def verb() -> None:
+        with engine.transaction():
+            move(engine, left, by, Owned.MARKED)
+
+    for _ in range(_TRIES):
+        try:
+            persevere(engine.connection, "record successes", verb)
+        except NotAllError:
+            which, parameters = _ours(left, by, Owned.MARKED)
+            rows = engine.fetch(f"SELECT id FROM background_task WHERE {which}", parameters)
+            ours = {key for (key,) in rows}
+            left = [each for each in left if each.claim.pk in ours]
+        except IntegrityError:  # a copy with the id of another row, or a key that protects a row
+            break
+        else:
+            return {each.claim.pk for each in left}
+    return set()
+
+
+def acknowledge_freed(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
+    """Record successes of rows that were held until their transaction was lost, where it still can.
+
+    What another worker has taken since runs a second time. For the rest see :func:`acknowledge`.
+    """
+    found: set[int] = set()
+
+    def verb() -> None:
+        with engine.transaction():
+            free, _ = _ours(ended, by, Owned.HELD)
+            found.clear()
+            found.update(leases.lock(engine, [each.claim.pk for each in ended], free))
+            move(engine, [each for each in ended if each.claim.pk in found], by, Owned.HELD)
+
+    try:
+        persevere(engine.connection, "record successes", verb)
+    except IntegrityError:
+        return set()
+    return found
+
+
+def move(engine: Engine, ended: Sequence[Ended], by: Mark, owned: Owned) -> None:
+    """Inside a transaction: move rows to the history.
+
+    Args:
+        engine: where.
+        ended: the runs.
+        by: who took the rows.
+        owned: how it is known that they are ours.
+
+    Raises:
+        NotAllError: not all of them fulfil the conditions.
+    """
+    for some in in_batches(ended, lambda each: len(each.value or "")):
+        if engine.run(*_copy(engine, some, by, owned)) != len(some):
+            raise NotAllError
+        which, parameters = _ours(some, by, owned)
+        if engine.run(f"{engine.vendor.delete} WHERE {which}", parameters) != len(some):
+            raise NotAllError
+    tell_finished(engine.connection, [each.claim.result_id for each in ended])
+
+
+def _ours(ended: Sequence[Ended], by: Mark, owned: Owned) -> tuple[str, list[str]]:
+    epochs: dict[int, list[str]] = defaultdict(list)
+    for each in ended:
+        epochs[each.claim.epoch or 0].append(str(each.claim.pk))
+    runs = " OR ".join(
+        f"COALESCE(epoch, 0) = {epoch} AND id IN ({', '.join(keys)})"
+        for epoch, keys in epochs.items()
+    )
+    sql = " AND ".join([f"({runs})", owned.value, _LAST, *_unreferenced()])
+    return sql, [*by] if owned is Owned.MARKED else []
+
+
+def _unreferenced() -> list[str]:
+    """Return that no row of a project refers to a task: what is to become of it, Django knows."""
+    relations = Task._meta.get_fields(include_hidden=True)
+    references = {
+        (each.related_model._meta.db_table, each.field.column)
+        for each in relations
+        if isinstance(each, ForeignObjectRel) and (each.one_to_many or each.one_to_one)
+    }
+    return [
+        f'NOT EXISTS (SELECT 1 FROM "{table}" WHERE "{table}"."{column}" = background_task.id)'
+        for table, column in sorted(references)
+    ]
+
+
+def _copy(engine: Engine, ended: Sequence[Ended], by: Mark, owned: Owned) -> tuple[str, list[str]]:
+    now, vendor = engine.now, engine.vendor
+    began, end = vendor.moment(now, "given.began"), vendor.moment(now, "given.ended")
+    new = {
+        "attempts": "attempts + 1",
+        "state": f"{State.SUCCESSFUL:d}",
+        "run_at": end,
+        "locked_at": began,
+        "started_at": f"COALESCE(started_at, {began})",
+        "locked_by": "%s",
+        "worker_id": "%s",
+        "return_value": "given.value",
+    }
+    given = {
+        "pk": "integer",
+        "run": "integer",
+        "began": "moment",
+        "ended": "moment",
+        "value": "text",
+    }
+    # The keys are in the table alone: said twice, they would lead planners astray.
+    table = f"{vendor.values(*given.items())} {vendor.join} background_task ON id = given.pk"
+    which = " AND ".join(["COALESCE(epoch, 0) = given.run", owned.value, _LAST, *_unreferenced()])
+    sql = f"""
+        INSERT INTO background_task_completedtask ({", ".join([*KEPT, *new])})
+        SELECT {", ".join([*KEPT, *new.values()])} FROM {table} WHERE {which}
+    """
+    perf, ago = time.perf_counter(), vendor.ago(engine.connection)
+    rows = ",".join(
+        f"[{each.claim.pk},{each.claim.epoch or 0},{ago(perf - each.began)},"
+        f"{ago(perf - each.ended)},{'null' if each.value is None else json.dumps(each.value)}]"
+        for each in ended
+    )
+    return sql, [*by, f"[{rows}]", *(by if owned is Owned.MARKED else ())]
+
+
+# What records a success one by one.
+_STEPS = (
+    "held",
+    "hold",
+    "refresh_from_db",
+    "increment_attempts",
+    "save",
+    "create_completed_task",
+    "create_repetition",
+    "delete",
+)
+
+
+def is_watched() -> bool:
+    """Tell whether a receiver, or a method that a project has replaced, wants each row."""
+    return (
+        task_successful.has_listeners(Task)
+        or bool(replaced(Task, *_STEPS) or replaced(CompletedTask, "save"))
+        or any(
+            each.has_listeners(model)
+            for each in (
+                signals.pre_save,
+                signals.post_save,
+                signals.pre_delete,
+                signals.post_delete,
+            )
+            for model in (Task, CompletedTask)
+        )
+    )

@@ -1,0 +1,160 @@
+"""Say which rows may run: the claims look only at those of which that was said.
+
+A claim reads an index of the READY rows, in the order in which they are to run; so a million rows
+that wait for their time cost it nothing. Here others become READY: those whose time has come, those
+that code has stored or edited which knows no states, and those whose lock has expired.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from background_task._compat import uuid7
+from background_task.models import Task
+from background_task.models.tasks import lease
+from background_task.records import Wanted
+from background_task.settings import app_settings
+from background_task.states import State
+from background_task.storage import leases
+from background_task.storage.engine import Engine
+
+# How many rows change their state in one transaction; each public id is a statement of its own.
+AT_ONCE = 1000
+NAMED_AT_ONCE = 200
+
+# What a row becomes that may run: one that has lost a worker is taken with more care.
+_FREE = f"CASE WHEN COALESCE(losses, 0) > 0 THEN {State.RESCUED:d} ELSE {State.READY:d} END"
+
+
+class Look(NamedTuple):
+    """What there is to do: see :func:`look`."""
+
+    is_ready: bool
+    is_rescued: bool
+    is_unsettled: bool
+    upcoming: float | None
+
+
+def free(engine: Engine, wanted: Wanted, state: State) -> tuple[str, list[Any]]:
+    """Return the condition on rows that may be taken in this moment, and its parameters."""
+    names = sorted(wanted.names)
+    parameters: list[Any] = [*names]
+    sql = [
+        f"state = {state:d} AND locked_by IS NULL AND failed_at IS NULL",
+        f"{engine.vendor.unindexed_run_at} <= {engine.now}",
+        f"task_name IN ({_marks(names)})",
+    ]
+    if wanted.queue:
+        sql.append("queue = %s")
+        parameters.append(wanted.queue)
+    if wanted.excluded:
+        sql.append(f"(queue IS NULL OR queue NOT IN ({_marks(wanted.excluded)}))")
+        parameters.extend(wanted.excluded)
+    if wanted.backend is not None:
+        sql.append("backend = %s")
+        parameters.append(wanted.backend)
+    return " AND ".join(sql), parameters
+
+
+def order() -> str:
+    """Return in which order rows are to be taken."""
+    return f"priority{'' if app_settings.is_ascending() else ' DESC'}, run_at, id"
+
+
+def _marks(values: Any) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+def look(engine: Engine, wanted: Wanted) -> Look:
+    """Look, without changing anything, whether there is something to take; one statement.
+
+    Returns:
+        whether a row may run; whether one that has lost a worker may; whether :func:`settle` would
+        find something; and in how many seconds the next row is due.
+    """
+    ready, parameters = free(engine, wanted, State.READY)
+    rescued, same = free(engine, wanted, State.RESCUED)
+    until = engine.vendor.seconds_until(engine.now, "MIN(run_at)")
+    sql = f"""
+        SELECT EXISTS(SELECT 1 FROM background_task WHERE {ready}),
+            EXISTS(SELECT 1 FROM background_task WHERE {rescued}),
+            EXISTS(SELECT 1 FROM background_task WHERE state IS NULL),
+            (SELECT {until} FROM background_task WHERE state = {State.SCHEDULED:d})
+    """
+    is_ready, is_rescued, is_unknown, seconds = engine.fetch(sql, [*parameters, *same])[0]
+    upcoming = None if seconds is None else float(seconds)
+    is_due = upcoming is not None and upcoming <= 0
+    return Look(bool(is_ready), bool(is_rescued), bool(is_unknown) or is_due, upcoming)
+
+
+def settle(engine: Engine) -> int:
+    """Say of every row that may run that it may; return how many rows have changed."""
+    return adopt(engine) + promote(engine) + expire(engine)
+
+
+def promote(engine: Engine) -> int:
+    """Say READY of the rows whose time has come; return how many they were."""
+    due = f"state = {State.SCHEDULED:d} AND run_at <= {engine.now}"
+    return _change(engine, due, f"state = {_FREE}")
+
+
+def adopt(engine: Engine) -> int:
+    """Give a state, and a public id, to rows that code has stored or edited which knows neither."""
+    changed = 0
+    nameless = "result_id IS NULL AND state IS NULL"
+    if keys := engine.fetch(_find(nameless, NAMED_AT_ONCE)):
+        field = Task._meta.get_field("result_id")
+        with engine.transaction():
+            for (key,) in keys:
+                name = field.get_db_prep_save(uuid7(), engine.connection)
+                sql = f"UPDATE background_task SET result_id = %s WHERE id = %s AND {nameless}"
+                engine.run(sql, [name, key])
+    changed += _change(
+        engine,
+        "state IS NULL AND result_id IS NOT NULL",
+        f"""state = CASE
+            WHEN locked_by IS NOT NULL THEN {State.RUNNING:d}
+            WHEN run_at > {engine.now} THEN {State.SCHEDULED:d}
+            ELSE {_FREE} END""",
+    )
+    return changed
+
+
+def expire(engine: Engine) -> int:
+    """Free the rows whose lock was not renewed for ``MAX_RUN_TIME``; return how many they were.
+
+    Their run counts as lost. A row that a transaction holds is left alone: its task may live yet.
+    """
+    # The predecessor's workers lock rows, and unlock them for a retry, without a word on the state.
+    changed = _change(engine, f"state = {State.RUNNING:d} AND locked_by IS NULL", "state = NULL")
+    limit = engine.vendor.before(engine.connection, lease().total_seconds())
+    expired = f"locked_by IS NOT NULL AND (locked_at IS NULL OR locked_at < {limit})"
+    # What they have locked was the most urgent then.
+    urgent = f"SELECT id, locked_by, locked_at FROM background_task WHERE state = {State.READY:d}"
+    urgent += f" ORDER BY {order()} LIMIT {AT_ONCE}"
+    running = f"state = {State.RUNNING:d} AND {expired}"
+    keys = engine.fetch(_find(running, AT_ONCE))
+    keys += engine.fetch(f"SELECT id FROM ({urgent}) AS urgent WHERE {expired}")
+    if keys:
+        with engine.transaction():
+            mine = leases.lock(engine, [key for (key,) in keys], expired)
+            changed += leases.lose(engine, mine, "Its lock was not renewed for MAX_RUN_TIME.")
+    return changed
+
+
+def _change(engine: Engine, where: str, changes: str) -> int:
+    """Change rows in one transaction, but none that somebody else has locked."""
+    keys = engine.fetch(_find(where, AT_ONCE))
+    if not keys:
+        return 0
+    with engine.transaction():
+        mine = leases.lock(engine, [key for (key,) in keys], where)
+        if not mine:
+            return 0
+        sql = f"UPDATE {engine.vendor.by_key} SET {changes} "
+        return engine.run(f"{sql} WHERE id IN ({', '.join(map(str, mine))})")
+
+
+def _find(where: str, most: int) -> str:
+    # In the order of the index, which the state is the first part of.
+    return f"SELECT id FROM background_task WHERE {where} ORDER BY state, run_at LIMIT {most}"

@@ -1,0 +1,164 @@
+"""The contract: what every database is asked, with the answers of one that has nothing to add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, NoReturn, Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+# A moment in the past on its way into a statement: see Vendor.moment().
+Moment = int | str
+
+
+class Ear(Protocol):
+    """A connection that listens; ``select`` tells when there is something to hear."""
+
+    def fileno(self) -> int:
+        """The file to wait for."""
+        ...
+
+    def heard(self) -> list[str]:
+        """Return the payloads that have come since the last time."""
+        ...
+
+
+class Vendor:
+    """One database system. It keeps nothing: every method takes the connection it is about."""
+
+    # Locks what a SELECT finds; with the second, what others have locked is passed over.
+    lock: ClassVar[str] = ""
+    skip: ClassVar[str] = ""
+    # Whether rows can stay locked in a transaction, beside other writers, while their tasks run.
+    can_hold: ClassVar[bool] = False
+    # Whether one statement can find, lock, change and return rows.
+    can_return_changed: ClassVar[bool] = False
+    # Begins a transaction that is going to write.
+    begin: ClassVar[str] = "BEGIN"
+    # The column, where no index is to be used for it.
+    unindexed_run_at: ClassVar[str] = "run_at"
+    # What joins a table of values to the rows they are about, the few looked up among the many.
+    join: ClassVar[str] = "JOIN"
+    # The table of the queue, where rows are looked up by their keys or read in the order of an
+    # index; and what deletes by keys.
+    by_key: ClassVar[str] = "background_task"
+    in_order: ClassVar[str] = "background_task"
+    in_order_of_queue: ClassVar[str] = "background_task"
+    delete: ClassVar[str] = "DELETE FROM background_task"
+
+    def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a connection that is the engine's own, and not a project's."""
+        return {**settings, "AUTOCOMMIT": True, "CONN_MAX_AGE": None}
+
+    def locks_only_what_it_returns(
+        self, connection: BaseDatabaseWrapper, *, is_ascending: bool
+    ) -> bool:
+        """Tell whether a SELECT of the most urgent rows locks those, and not all that are ready.
+
+        Args:
+            connection: where.
+            is_ascending: whether the lowest priority comes first.
+        """
+        return True
+
+    def now(self, connection: BaseDatabaseWrapper) -> datetime:
+        """Return the time of the database's own clock."""
+        return timezone.now()
+
+    def clock(self, connection: BaseDatabaseWrapper) -> str:
+        """Return an expression for the time of the database's own clock."""
+        return self.literal(connection, self.now(connection))
+
+    def literal(self, connection: BaseDatabaseWrapper, moment: datetime) -> str:
+        """Return ``moment`` as a literal that compares with a column."""
+        return f"'{connection.ops.adapt_datetimefield_value(moment)}'"
+
+    def ago(self, connection: BaseDatabaseWrapper) -> Callable[[float], Moment]:
+        """Return what tells a statement, as JSON, of a moment so many seconds ago."""
+        return lambda seconds: int(seconds * 1_000_000)
+
+    def moment(self, now: str, value: str) -> str:
+        """Return an expression for the moment that :meth:`ago` has put into ``value``.
+
+        Args:
+            now: the clock.
+            value: a column of :meth:`values`.
+        """
+        raise NotImplementedError
+
+    def before(self, connection: BaseDatabaseWrapper, seconds: float) -> str:
+        """Return an expression for the time so many seconds before the clock's."""
+        return self.literal(connection, self.now(connection) - timedelta(seconds=seconds))
+
+    def seconds_until(self, now: str, moment: str) -> str:
+        """Return an expression for the seconds from the clock's time to ``moment``."""
+        raise NotImplementedError
+
+    def values(self, *columns: tuple[str, str]) -> str:
+        """Return a table expression, named ``given``, made from a parameter: a JSON list of lists.
+
+        Args:
+            columns: a name and a type each, ``integer``, ``moment`` or ``text``.
+        """
+        raise NotImplementedError
+
+    def quoted(self, sql: str) -> str:
+        """Return a statement whose names are quoted in the standard's way as it is read here."""
+        return sql
+
+    def is_in_memory(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether other threads cannot share the database."""
+        return False
+
+    def is_closed(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether somebody closed the driver's connection without Django's knowledge."""
+        return False
+
+    def may_be_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether a transaction may be open that Django does not know of."""
+        return True
+
+    def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
+        """Take the write lock at the start of a transaction that reads before it writes."""
+
+    def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether notifications can be heard."""
+        return False
+
+    def listening(
+        self, connection: BaseDatabaseWrapper, channel: str
+    ) -> AbstractContextManager[Ear]:
+        """Listen to ``channel``, over ``connection``, which is closed with this block."""
+        self._refuse()
+
+    def is_heard(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether somebody listens to notifications."""
+        return False
+
+    def notify(self, connection: BaseDatabaseWrapper, channel: str, payload: str) -> None:
+        """Send a notification, at the commit."""
+        self._refuse()
+
+    def can_copy(self, count: int) -> bool:
+        """Tell whether so many rows are best stored by :meth:`copy`."""
+        return False
+
+    def next_keys(self, connection: BaseDatabaseWrapper, table: str, count: int) -> list[int]:
+        """Take so many values of the key of ``table``."""
+        self._refuse()
+
+    def copy(
+        self,
+        connection: BaseDatabaseWrapper,
+        table: str,
+        columns: Sequence[str],
+        rows: Iterable[Iterable[Any]],
+    ) -> None:
+        """Store ``rows``, without a look at their values by Django."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} cannot do this.")

@@ -1,0 +1,113 @@
+"""MySQL and MariaDB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from background_task.vendors.base import Vendor
+
+_TYPES = {"integer": "BIGINT", "moment": "BIGINT", "text": "LONGTEXT"}
+
+
+class MySQL(Vendor):
+    """MySQL 8.4, MariaDB 10.6 and newer."""
+
+    lock = " FOR UPDATE"
+    skip = " SKIP LOCKED"
+    can_hold = True
+    join = "STRAIGHT_JOIN"
+    # Whatever is read on the way is locked. A small table would be read from one end to the other.
+    by_key = "background_task FORCE INDEX (PRIMARY)"
+    in_order = "background_task FORCE INDEX (background_task_ready)"
+    in_order_of_queue = "background_task FORCE INDEX (background_task_ready_by_queue)"
+    delete = "DELETE background_task FROM background_task FORCE INDEX (PRIMARY)"
+
+    def locks_only_what_it_returns(
+        self, connection: BaseDatabaseWrapper, *, is_ascending: bool
+    ) -> bool:
+        """Only where an index has the order; what is sorted has been locked before."""
+        return bool(connection.features.supports_index_column_ordering) and not is_ascending
+
+    def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """At READ COMMITTED, whatever the project has chosen for itself.
+
+        A stricter level locks the gaps between rows, and with them who stores new ones.
+        """
+        settings = super().apart(settings)
+        options = {**settings["OPTIONS"], "isolation_level": "read committed"}
+        return {**settings, "OPTIONS": options}
+
+    def now(self, connection: BaseDatabaseWrapper) -> datetime:
+        """The time of the server, at the beginning of the statement."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT utc_timestamp(6)")
+            value: datetime = cursor.fetchone()[0].replace(tzinfo=UTC)
+        return value if settings.USE_TZ else timezone.make_naive(value)
+
+    def clock(self, connection: BaseDatabaseWrapper) -> str:
+        """The same; without ``USE_TZ`` the columns hold the project's local time."""
+        if settings.USE_TZ:
+            return "utc_timestamp(6)"
+        offset = datetime.now(timezone.get_default_timezone()).utcoffset() or timedelta()
+        seconds = round(offset.total_seconds())
+        return f"(utc_timestamp(6) + INTERVAL {seconds} SECOND)"
+
+    def moment(self, now: str, value: str) -> str:
+        """From microseconds."""
+        return f"{now} - INTERVAL {value} MICROSECOND"
+
+    def before(self, connection: BaseDatabaseWrapper, seconds: float) -> str:
+        """By the clock of the server."""
+        return f"{self.clock(connection)} - INTERVAL {round(seconds * 1_000_000)} MICROSECOND"
+
+    def seconds_until(self, now: str, moment: str) -> str:
+        """From microseconds."""
+        return f"TIMESTAMPDIFF(MICROSECOND, {now}, {moment}) / 1000000"
+
+    def values(self, *columns: tuple[str, str]) -> str:
+        """By ``JSON_TABLE``."""
+        read = ", ".join(
+            f"{name} {_TYPES[kind]} PATH '$[{number}]'"
+            for number, (name, kind) in enumerate(columns)
+        )
+        return f"JSON_TABLE(%s, '$[*]' COLUMNS ({read})) AS given"
+
+    def quoted(self, sql: str) -> str:
+        """With backticks, since double quotes mean text here."""
+        return sql.replace('"', "`")
+
+    def is_closed(self, connection: BaseDatabaseWrapper) -> bool:
+        """The driver knows."""
+        return not connection.connection.open
+
+    def may_be_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """PyMySQL knows; with mysqlclient it may be where a statement was executed since."""
+        status: int | None = getattr(connection.connection, "server_status", None)
+        if status is not None:
+            return bool(status & _IN_TRANSACTION)
+        for wrapper in connection.execute_wrappers:
+            if isinstance(wrapper, _Use):
+                was_used, wrapper.was_made = wrapper.was_made, False
+                return was_used
+        connection.execute_wrappers.append(_Use())
+        return True
+
+
+# SERVER_STATUS_IN_TRANS of the protocol.
+_IN_TRANSACTION = 1
+
+
+class _Use:
+    """Notes that a statement is executed."""
+
+    was_made = False
+
+    def __call__(self, execute: Callable[..., Any], *arguments: Any) -> Any:
+        self.was_made = True
+        return execute(*arguments)

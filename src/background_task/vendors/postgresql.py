@@ -1,0 +1,162 @@
+"""PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from background_task.vendors.base import Vendor
+
+# From so many rows on, COPY is worth the statement that fetches the keys beforehand.
+_WORTH_A_COPY = 100
+
+# Held, and shared, by everybody who listens, in both halves of the key. (The first: "bgt!".)
+_LISTENING = (0x62677421, 1)
+# To try to have the lock alone tells whether somebody listens, without looking at every lock there
+# is. NOTIFY makes all commits of the database wait for each other, so it is not sent in vain.
+_IS_HEARD = """
+    SELECT CASE WHEN pg_try_advisory_lock(%s, %s) THEN NOT pg_advisory_unlock(%s, %s) ELSE TRUE END
+"""
+
+_TYPES = {"integer": "bigint", "moment": "bigint", "text": "text"}
+
+
+class PostgreSQL(Vendor):
+    """PostgreSQL 15 and newer, with psycopg 3 or psycopg2."""
+
+    lock = " FOR UPDATE"
+    skip = " SKIP LOCKED"
+    can_hold = True
+    can_return_changed = True
+
+    def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """At READ COMMITTED, whatever the project has chosen for itself, parameters by the client.
+
+        A stricter level would fail where rows are passed over that others have changed. And a pool
+        would be short of the connection for as long as the worker lives.
+        """
+        settings = super().apart(settings)
+        options = {**settings["OPTIONS"], "server_side_binding": False, "pool": False}
+        options.pop("isolation_level", None)
+        return {**settings, "OPTIONS": options}
+
+    def now(self, connection: BaseDatabaseWrapper) -> datetime:
+        """The time of the server, at the beginning of the statement."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT statement_timestamp()")
+            value: datetime = cursor.fetchone()[0]
+        if settings.USE_TZ:
+            return value.astimezone(UTC)
+        return timezone.make_naive(value) if timezone.is_aware(value) else value
+
+    def clock(self, connection: BaseDatabaseWrapper) -> str:
+        """The same in the type of the columns, which have no time zone without ``USE_TZ``."""
+        return "statement_timestamp()" if settings.USE_TZ else "statement_timestamp()::timestamp"
+
+    def moment(self, now: str, value: str) -> str:
+        """From microseconds."""
+        return f"{now} - {value} * interval '1 microsecond'"
+
+    def before(self, connection: BaseDatabaseWrapper, seconds: float) -> str:
+        """By the clock of the server."""
+        return f"{self.clock(connection)} - {float(seconds)!r} * interval '1 second'"
+
+    def seconds_until(self, now: str, moment: str) -> str:
+        """From an interval."""
+        return f"EXTRACT(EPOCH FROM {moment} - {now})"
+
+    def values(self, *columns: tuple[str, str]) -> str:
+        """By ``json_array_elements``: as fast as an array for each column, and one parameter."""
+        read = ", ".join(
+            f"(item->>{number})::{_TYPES[kind]} AS {name}"
+            for number, (name, kind) in enumerate(columns)
+        )
+        return f"(SELECT {read} FROM json_array_elements(%s::json) AS item) AS given"
+
+    def may_be_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """The driver knows, without asking the server."""
+        return bool(connection.connection.info.transaction_status)  # 0 is idle
+
+    def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
+        """With psycopg 3.2 or newer.
+
+        Not inside a transaction: that is most likely a test, whose database is dropped soon.
+        """
+        recent = getattr(connection, "psycopg_version", (3, 2)) >= (3, 2)
+        return not connection.in_atomic_block and _is_psycopg3() and recent
+
+    @contextmanager
+    def listening(self, connection: BaseDatabaseWrapper, channel: str) -> Iterator[_Ear]:
+        """Listen, and say so to whoever might notify."""
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_lock_shared(%s, %s)", _LISTENING)
+                cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
+            yield _Ear(connection.connection)
+        finally:
+            connection.close()
+
+    def is_heard(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whoever listens holds a lock."""
+        with connection.cursor() as cursor:
+            cursor.execute(_IS_HEARD, [*_LISTENING, *_LISTENING])
+            return bool(cursor.fetchone()[0])
+
+    def notify(self, connection: BaseDatabaseWrapper, channel: str, payload: str) -> None:
+        """By NOTIFY."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+    def can_copy(self, count: int) -> bool:
+        """With psycopg 3, from a hundred rows on."""
+        return count >= _WORTH_A_COPY and _is_psycopg3()
+
+    def next_keys(self, connection: BaseDatabaseWrapper, table: str, count: int) -> list[int]:
+        """From the sequence."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)",
+                [connection.ops.quote_name(table), count],
+            )
+            return [key for (key,) in cursor.fetchall()]
+
+    def copy(
+        self,
+        connection: BaseDatabaseWrapper,
+        table: str,
+        columns: Sequence[str],
+        rows: Iterable[Iterable[Any]],
+    ) -> None:
+        """By COPY."""
+        quote = connection.ops.quote_name
+        names = ", ".join(quote(column) for column in columns)
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(f"COPY {quote(table)} ({names}) FROM STDIN") as copying,
+        ):
+            for row in rows:
+                copying.write_row(row)
+
+
+class _Ear:
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def fileno(self) -> int:
+        number: int = self._driver.fileno()
+        return number
+
+    def heard(self) -> list[str]:
+        return [notification.payload for notification in self._driver.notifies(timeout=0)]
+
+
+def _is_psycopg3() -> bool:
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)

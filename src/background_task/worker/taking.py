@@ -1,0 +1,155 @@
+"""What taking rows has in common for functions and coroutines."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.db import connections
+
+from background_task import tasks as hooks
+from background_task import vendors
+from background_task.api.proxy import DeclaredTask, TaskProxy
+from background_task.execution.call import is_async
+from background_task.execution.runs import runs
+from background_task.models import CompletedTask, Task
+from background_task.models.rows import this_worker
+from background_task.records import Claim, Mark
+from background_task.storage import claim, leases, readiness
+from background_task.storage.engine import Engine
+from background_task.storage.overrides import replaced
+from background_task.storage.transient import HURRIED, TRANSIENT, persevere
+
+if TYPE_CHECKING:
+    from background_task.tasks import Tasks
+
+logger = logging.getLogger("background_task.tasks")
+
+Taken = TypeVar("Taken")
+
+# How often, in seconds, a busy worker looks which rows have become due meanwhile.
+BETWEEN_SETTLINGS = 0.25
+_next_settling: dict[str, float] = {}
+
+# One thread of this process takes rows at a time, so that what it has locked is what it runs.
+_lock = threading.Lock()
+
+
+def reason_against(tasks: Tasks) -> str | None:
+    """Return why tasks have to be taken one by one, by the predecessor's steps; None if not so."""
+    connection = connections[tasks.queue_database()]
+    if connection.in_atomic_block or vendors.of(connection).is_in_memory(connection):
+        return "no other thread can see the rows"
+    if tasks.elsewhere is not None:
+        return "this worker runs inside of another"
+    own = (
+        replaced(tasks._runner, "run_next_task", "get_task_to_run", "run_task")
+        or replaced(tasks, "run_next_task", "run_task")
+        or replaced(Task, "lock", "params")
+        or (None if tasks._bg_runner is hooks.bg_runner else "tasks._bg_runner")
+    )
+    return f"{own} is the project's own" if own else None
+
+
+def mark_of(tasks: Tasks) -> Mark:
+    """Return what this process writes into the rows it takes."""
+    return Mark(tasks._runner.worker_name, this_worker())
+
+
+class Names:
+    """Which of the registered tasks are functions, and which are coroutines for the event loop.
+
+    Args:
+        tasks: the registry.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._seen: list[tuple[str, Any]] = []
+        self._functions: frozenset[str] = frozenset()
+        self._coroutines: frozenset[str] = frozenset()
+
+    def functions(self) -> frozenset[str]:
+        """Return the names of those that run in a thread."""
+        self._look()
+        return self._functions
+
+    def coroutines(self) -> frozenset[str]:
+        """Return the names of those that run on the event loop, and that nobody else is to take."""
+        self._look()
+        return self._coroutines
+
+    def _look(self) -> None:
+        self._tasks.adopt_declared()
+        seen = list(self._tasks._tasks.items())
+        if seen == self._seen:
+            return
+        for_the_loop = {name for name, proxy in seen if _is_for_the_loop(proxy)}
+        self._coroutines = frozenset(for_the_loop)
+        self._functions = frozenset(self._tasks._tasks) - for_the_loop
+        self._seen = seen
+
+
+def _is_for_the_loop(proxy: Any) -> bool:
+    return type(proxy) in (TaskProxy, DeclaredTask) and is_async(proxy.task_function)
+
+
+def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
+    """Return ``verb()``, which claims rows and keeps them; when the database is away, otherwise."""
+    with _lock:
+        return hooks.unless_unreachable(
+            engine.connection, lambda: _without_doubt(engine, verb), otherwise
+        )
+
+
+def _without_doubt(engine: Engine, verb: Callable[[], Taken]) -> Taken:
+    runs.settle_doubts(engine)
+    if time.monotonic() > _next_settling.get(engine.using, 0):
+        settle(engine)
+    try:
+        return verb()
+    except TRANSIENT:
+        runs.doubt(engine.using)
+        raise
+
+
+def settle(engine: Engine) -> int:
+    """Say of every row that may run that it may; return how many rows have changed."""
+    changed = readiness.settle(engine)
+    if not changed:  # else there may be more of them
+        _next_settling[engine.using] = time.monotonic() + BETWEEN_SETTLINGS
+    return changed
+
+
+def read(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:
+    """Return the rows of claims by their keys, but for those that are not ours any more.
+
+    One that cannot be read is passed over, and given back at the next claim.
+    """
+    if not claims:
+        return {}
+    try:
+        return persevere(
+            connections[using], "read rows", lambda: leases.rows(using, claims, by), HURRIED
+        )
+    except claim.ODD as error:
+        if len(claims) > 1:
+            return {pk: row for each in claims for pk, row in read(using, [each], by).items()}
+        claim.pass_over(claims[0].pk, claims[0].name, f"it cannot be read ({error})")
+    except Exception:
+        logger.exception("%d rows could not be read; they are given back", len(claims))
+    runs.doubt(using)
+    return {}
+
+
+def finished(using: str, rows: Sequence[Task | None]) -> dict[int, CompletedTask]:
+    """Return the history of tasks by the keys that their rows had, as far as it can be found."""
+    keys = {row.result_id: row.pk for row in rows if row is not None}
+    with suppress(Exception):  # whoever has to be told of one looks for it
+        found = CompletedTask.objects.using(using).filter(result_id__in=keys)
+        return {keys[each.result_id]: each for each in found}
+    return {}
