@@ -58,7 +58,7 @@ def engine() -> Iterator[Engine]:
 
 def mark(engine: Engine, most: int = 100, *, queue: str | None = None) -> list[Claim]:
     readiness.settle(engine)
-    return claim.mark(engine, Wanted(NAMES, queue), most, ME)
+    return claim.mark(engine, Wanted(NAMES, (queue,) if queue else ()), most, ME)
 
 
 def rescue(engine: Engine, most: int = 100, room: int = claim.SUSPECTS) -> list[Claim]:
@@ -171,7 +171,7 @@ def test_queues_may_be_left_out_and_backends_singled_out(engine: Engine) -> None
 
     assert found(backend="other") == [other.pk]
     assert found(excluded=("mail", "more")) == [plain.pk]
-    assert found(queue="mail") == [mail.pk]
+    assert found(queues=("mail",)) == [mail.pk]
 
 
 def test_what_others_hold_is_passed_over_without_waiting(engine: Engine, vendor: str) -> None:

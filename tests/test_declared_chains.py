@@ -227,14 +227,15 @@ def test_four_workers_that_start_together_keep_one_chain(
 ) -> None:
     environment = declared_app(TICK.format(every=1))
     workers = [worker(**environment) for _ in range(4)]
-    wait_until(lambda: Note.objects.count() >= 3)
+    wait_until(lambda: Note.objects.count() >= 4)
     seen = [Task.objects.count() for _ in range(50)]
     for child in workers:
         child.process.terminate()
     assert [child.wait() for child in workers] == [0, 0, 0, 0]
     assert set(seen) == {1}
     runs = list(CompletedTask.objects.order_by("pk").values_list("locked_at", flat=True))
-    assert all(b - a > timedelta(seconds=0.5) for a, b in itertools.pairwise(runs))
+    # The first was due before there was a worker, the others run when they are due.
+    assert all(b - a > timedelta(seconds=0.5) for a, b in itertools.pairwise(runs[1:]))
     assert "Traceback" not in "".join(child.text() for child in workers)
 
 

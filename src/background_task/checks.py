@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 
 from background_task import discovery, migrations
 from background_task.settings import app_settings
+from background_task.worker import options
 
 OWN_DISTRIBUTION = "django-background-tasks2"
 OTHER_DISTRIBUTIONS = (
@@ -29,6 +30,7 @@ OWN_MIGRATIONS = {
     "0004_auto_20220202_1721",
     "0005_public_ids_and_states",
     "0006_attempts",
+    "0007_workers",
 }
 
 
@@ -114,3 +116,14 @@ def sensible_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
                 )
             )
     return messages
+
+
+@register()
+def sensible_worker(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E008: the setting of the worker cannot be meant."""
+    try:
+        options.check_setting()
+    except Exception as error:
+        hint = "The worker would refuse to start: correct it."
+        return [Error(str(error), hint=hint, id="background_task.E008")]
+    return []

@@ -56,12 +56,12 @@ class Wanted:
 
     Args:
         names: of the tasks it knows.
-        queue: exactly this one; None takes all.
+        queues: of these only; empty takes all, and rows of none.
         excluded: but none of these.
         backend: only what came through this alias of Django's door; None takes all.
     """
 
     names: Collection[str]
-    queue: str | None = None
+    queues: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     backend: str | None = None

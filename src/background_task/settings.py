@@ -64,9 +64,12 @@ class AppSettings:
         return int(_first(cpu_count, "BACKGROUND_TASK_ASYNC_THREADS"))
 
     @property
-    def BACKGROUND_TASK_CONCURRENCY(self) -> int:
-        """int, 100: how many async tasks one worker keeps in flight; ``--concurrency`` wins."""
-        return int(_first(100, "BACKGROUND_TASK_CONCURRENCY"))
+    def BACKGROUND_TASK_WORKER(self) -> dict[str, Any]:
+        """dict, empty: the options of ``process_tasks`` where its command line says nothing.
+
+        The keys are those of the command line in upper case, e.g. ``{"MAX_TASKS": 1000}``.
+        """
+        return _first({}, "BACKGROUND_TASK_WORKER") or {}
 
     @property
     def BACKGROUND_TASK_PRIORITY_ORDERING(self) -> str:

@@ -2,16 +2,19 @@
 
 ::
 
-                 run_at in future                  due              claimed
-    enqueue ────► SCHEDULED ───────────────────► READY ──────────► RUNNING ──► SUCCESSFUL  (history)
-       │              ▲                            ▲                │  │ │
-       └─ now ────────┼────────────────────────────┤                │  │ └───► FAILED      (history)
-                      │                            └─ handed back ──┘  │
+                 run_at in future               due               claimed
+    enqueue ────► SCHEDULED ─────────────────► READY ───────────► RUNNING ──► SUCCESSFUL  (history)
+       │              ▲                          ▲                 │ │ │ │
+       └─ now ────────┼──────────────────────────┤                 │ │ │ └──► FAILED, CANCELLED
+                      │                          ├── handed back ──┘ │ │                (history)
+                      │                       RESCUED ◄─ worker lost ┘ │
                       └──────────── will retry ────────────────────────┘
 
-NULL means that code which knows no states wrote the row (the predecessor, ``bulk_create``). Such a
-row is a full member of the queue: what may run is decided by ``run_at``, ``locked_by``,
-``locked_at`` and ``failed_at``, which both sides keep true.
+A claim takes READY rows, many at a time; RESCUED ones have lost a worker, and are taken with care.
+NULL means that code which knows no states wrote or edited the row (the predecessor, bulk_create,
+``update()``). A worker says what it is at its next look. Whatever the state, a row runs only when
+``run_at``, ``locked_by`` and ``failed_at`` allow it, which old code keeps true as well; a state
+that is unknown here is of a newer version, and its rows are left alone.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -35,6 +36,10 @@ class SignalManager:
     SIGTERM, SIGINT and SIGTSTP (on Windows SIGTERM, SIGINT and SIGBREAK) ask it to stop after the
     task that runs. A second one stops that task too. SIGUSR1 and SIGUSR2 choose the fast and the
     slow pace. Outside the main thread, where Python accepts no handlers, none is installed.
+
+    Args:
+        on_force: called, in a thread of its own, when a task is to be stopped.
+        patience: after so many seconds the first signal counts as a second one; None is never.
     """
 
     kill_now = False
@@ -44,8 +49,11 @@ class SignalManager:
 
     _active: SignalManager | None = None
 
-    def __init__(self, on_force: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, on_force: Callable[[], None] | None = None, patience: float | None = None
+    ) -> None:
         self._on_force = on_force
+        self._patience = patience
         self._interrupt: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
         self._outer = SignalManager._active
@@ -96,6 +104,8 @@ class SignalManager:
         if self.kill_now and not self.force_now and self._on_force is not None:
             # Not threading.Thread: its locks may be held by what this handler interrupts.
             _thread.start_new_thread(self._on_force, ())
+        if not self.kill_now and self._patience is not None:
+            _thread.start_new_thread(self._lose_patience, (self._patience,))
         self.force_now = self.kill_now
         self.kill_now = True
         self.wake()
@@ -106,6 +116,13 @@ class SignalManager:
             return
         interrupt, self._interrupt = self._interrupt, _raise_forced_stop
         interrupt()
+
+    def _lose_patience(self, seconds: float) -> None:
+        """Ask for a stop once more, as whoever has sent the first signal would."""
+        hold_off_signals()
+        time.sleep(seconds)
+        if not self.force_now:
+            os.kill(os.getpid(), self.signum or signal.SIGTERM)
 
     @classmethod
     def is_stopping(cls) -> bool:
@@ -126,17 +143,19 @@ class SignalManager:
         """Rest for 0.5 to 1.5 s after each task."""
         self.time_to_wait = TTW_SLOW
 
-    def wait(self, seconds: float) -> None:
-        """Sleep for ``seconds``, or until a signal or :meth:`wake`."""
+    def wait(self, seconds: float) -> bool:
+        """Sleep for ``seconds``, or until a signal or :meth:`wake`; tells whether one came."""
         seconds = min(max(seconds, 0), LONGEST_WAIT)
         try:
             ready, _, _ = select.select([self._wake_read], [], [], seconds)
             if ready:
                 self._wake_read.recv(4096)
+            return bool(ready)
         except (OSError, ValueError):  # a task has closed every file it found
             for end in (self._wake_read, self._wake_write):
                 end.detach()  # its number may belong to another file by now
             self._open_wake()
+            return True
 
     def wake(self) -> None:
         """End :meth:`wait` now; safe from any thread and from a signal handler."""
@@ -243,6 +262,27 @@ def would_log(logger: logging.Logger, level: int) -> bool:
 
 def _refuses(filter: Any) -> bool:
     return type(filter) in (RequireDebugTrue, RequireDebugFalse) and not filter.filter(None)
+
+
+class Canary:
+    """Tells whether somebody has closed files that are not his: this one is nobody else's."""
+
+    def __init__(self) -> None:
+        self._file, other = os.pipe()
+        os.close(other)
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = os.fstat(self._file)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the file is open, and the one it was."""
+        return self._look() == self._identity
 
 
 def leave(code: int) -> NoReturn:

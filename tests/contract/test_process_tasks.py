@@ -27,7 +27,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 OPTIONS = {
     "--duration": {"dest": "duration", "action": "store", "type": int, "default": 0},
     "--sleep": {"dest": "sleep", "action": "store", "type": float, "default": 5.0},
-    "--queue": {"dest": "queue", "action": "store"},
     "--log-std": {"dest": "log_std", "action": "store_true"},
     "--dev": {"dest": "dev", "action": "store_true"},
 }

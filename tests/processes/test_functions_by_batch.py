@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from project.models import Note
 from support import Child, wait_until
 
 from background_task import background, signals
 from background_task.models import CompletedTask, Task
-from background_task.tasks import tasks
-from background_task.worker.functions import Functions
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def enqueue(*calls: tuple[object, ...], **columns: object) -> None:
@@ -119,28 +112,11 @@ def test_a_function_that_ends_the_process_takes_no_others_with_it(
     enqueue(*notes(200, "before"), ("leave", "kill"), *notes(100, "after"))
     for _ in range(4):
         assert worker().wait() == 9
-        Task.objects.filter(locked_by__isnull=False).update(locked_at=LONG_AGO)
     worker()
     failed = wait_until(lambda: CompletedTask.objects.filter(failed_at__isnull=False).first())
     assert "was lost 4 times" in failed.last_error
     wait_until(lambda: CompletedTask.objects.filter(failed_at=None).count() == 300)
     assert not Task.objects.exists()
-
-
-def test_a_batch_takes_a_few_statements_for_all_its_functions() -> None:
-    @background("counted")
-    def counted() -> None:
-        pass
-
-    for _ in range(100):
-        counted()
-    functions = Functions(tasks, None)
-    functions._size = 100
-    with CaptureQueriesContext(connection) as queries:
-        assert functions.run_some()
-    functions.close()
-    assert CompletedTask.objects.count() == 100
-    assert len(queries) <= 20
 
 
 def test_where_a_receiver_wants_each_task_the_order_is_the_predecessors() -> None:

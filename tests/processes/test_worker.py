@@ -194,14 +194,19 @@ def test_a_signal_that_comes_while_the_process_ends_does_not_kill_it(
     assert child.wait() == 0, child.text()
 
 
-def test_a_task_that_closes_every_file_does_not_end_the_worker(
+def test_a_task_that_closes_every_file_ends_its_worker_and_no_other_task(
     worker: Callable[..., Child],
 ) -> None:
     enqueue("closing_files")
+    for _ in range(4):
+        child = worker()
+        assert child.wait() == 70
+        assert "closed files that are not its own" in child.text()
     worker()
-    wait_until(lambda: CompletedTask.objects.exists() or Task.objects.filter(attempts=1))
     enqueue("note", "still here")
     wait_until(noted("still here"))
+    failed = wait_until(CompletedTask.objects.failed().first)
+    assert "was lost 4 times" in failed.last_error
 
 
 def test_a_process_that_a_task_starts_can_be_terminated(worker: Callable[..., Child]) -> None:

@@ -97,7 +97,8 @@ class Known:
 
     def _add(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         is_here = threading.get_ident() == self._thread and connection not in self._opened
-        if is_here and connections[connection.alias] is connection:  # not one of the engine's
+        # Neither one of the engine's nor one that Django makes for a moment, of another alias.
+        if is_here and connection in connections.all(initialized_only=True):
             self._opened.append(connection)
 
     def close_what_is_open(self) -> None:

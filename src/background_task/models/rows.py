@@ -134,6 +134,17 @@ def this_worker() -> str:
     return f"{_hostname()}:{os.getpid()}:{_process_token(os.getpid())}"
 
 
+def has_ended(worker_id: str) -> bool | None:
+    """Tell whether a worker was a process of this host that is no more; None if it is unknown."""
+    host, pid = _parse(worker_id)
+    if host != _hostname() or pid is None:
+        return None
+    if pid == os.getpid():
+        return worker_id != this_worker()  # its number is ours now, as it is in containers
+    exists = _process_exists(pid)
+    return None if exists is None else not exists
+
+
 def _parse(worker_id: str | None) -> tuple[str | None, int | None]:
     with contextlib.suppress(ValueError):
         host, pid, _ = (worker_id or "").split(":")

@@ -24,21 +24,24 @@ def record(task: Task, error: BaseException, traceback: str) -> None:
     )
 
 
-def record_losses(engine: Engine, keys: Sequence[int], reason: str) -> None:
+def record_losses(
+    engine: Engine, keys: Sequence[int], reason: str, worker_id: str | None = None
+) -> None:
     """Write down of rows, as they are before somebody else may take them, that their run was lost.
 
     Args:
         engine: where.
         keys: of the rows.
         reason: how it was noticed, for the place of a traceback.
+        worker_id: the worker, where the rows do not tell.
     """
     sql = f"""
         INSERT INTO background_task_attempt
             (result_id, worker_id, started_at, finished_at, exception_class_path, traceback)
-        SELECT result_id, COALESCE(worker_id, locked_by, ''), locked_at, {engine.now}, %s, %s
+        SELECT result_id, COALESCE(%s, worker_id, locked_by, ''), locked_at, {engine.now}, %s, %s
         FROM background_task WHERE result_id IS NOT NULL AND id IN ({", ".join(map(str, keys))})
     """
-    engine.run(sql, [class_path(WorkerLostError), reason])
+    engine.run(sql, [worker_id, class_path(WorkerLostError), reason])
 
 
 def class_path(error: type[BaseException]) -> str:

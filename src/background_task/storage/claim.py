@@ -179,7 +179,7 @@ def _select(
     if left_out := [*but, *_still_passed_over()]:
         which += f" AND id NOT IN ({', '.join(map(str, left_out))})"
     vendor = engine.vendor
-    table = vendor.in_order_of_queue if wanted.queue else vendor.in_order
+    table = vendor.in_order_of_queue if wanted.queues else vendor.in_order
     sql = f"SELECT {columns} FROM {table} WHERE {which} "
     sql += f"ORDER BY {readiness.order()} LIMIT {most}"
     return sql + (vendor.lock + vendor.skip if lock else ""), parameters
@@ -214,7 +214,7 @@ def claim_next(
     readiness.settle(Engine.on(using))
     lost: set[int] = set()
     while True:
-        candidates = _candidates(using, Wanted(names, queue or None), lost)
+        candidates = _candidates(using, Wanted(names, (queue,) if queue else ()), lost)
         if not candidates:
             return None
         for candidate in candidates:

@@ -6,6 +6,7 @@ leaves open on it, is no concern of the queue.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -30,6 +31,8 @@ class Engine:
         self._is_own = connection is None
         self.connection = apart(using) if connection is None else connection
         self.vendor = vendors.of(self.connection)
+        # For those who share it: held for as long as one of them has a transaction open.
+        self.lock = threading.RLock()
 
     @classmethod
     def on(cls, using: str) -> Engine:

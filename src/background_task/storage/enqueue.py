@@ -11,6 +11,7 @@ from django.db.models import Field, signals
 from background_task import vendors
 from background_task.models import Task
 from background_task.storage.batches import in_batches
+from background_task.storage.notifications import tell_new
 from background_task.storage.overrides import replaced
 
 
@@ -21,9 +22,14 @@ def insert(using: str, rows: Sequence[Task]) -> None:
     """
     if _is_watched():
         _insert_with_hooks(using, rows)
-        return
-    for row in rows:
-        row.prepare()
+    else:
+        for row in rows:
+            row.prepare()
+        _insert_all(using, rows)
+    tell_new(using)
+
+
+def _insert_all(using: str, rows: Sequence[Task]) -> None:
     if len(rows) == 1:
         _insert(using, rows)
         return

@@ -129,19 +129,20 @@ def release_forgotten(engine: Engine, worker_id: str, known: Collection[int]) ->
     release(engine, lock(engine, found, "locked_by IS NOT NULL"))
 
 
-def lose(engine: Engine, keys: Sequence[int], reason: str) -> int:
+def lose(engine: Engine, keys: Sequence[int], reason: str, *, worker_id: str | None = None) -> int:
     """Inside a transaction: free rows whose worker is gone, and write that down.
 
     Args:
         engine: where.
         keys: of rows that are locked in this transaction.
         reason: how it was noticed.
+        worker_id: the worker, where the rows do not tell.
 
     Returns:
         how many rows there were.
     """
     if keys:
-        attempts.record_losses(engine, keys, reason)
+        attempts.record_losses(engine, keys, reason, worker_id)
         release(engine, keys, losses=1)
     return len(keys)
 

@@ -1,7 +1,8 @@
-"""Tell, and hear at once, that tasks have finished, where the database can tell: on PostgreSQL.
+"""Tell, and hear at once, that tasks were stored or have finished, where the database can tell.
 
-Who waits for a task asks the database now and then, everywhere; what is heard only makes him ask
-sooner. So nothing depends on it, and it may fail, as it does behind PgBouncer in transaction mode.
+That is PostgreSQL. Who waits, for a task or for its end, asks the database now and then,
+everywhere; what is heard only makes him ask sooner. So nothing depends on it, and it may fail, as
+it does behind PgBouncer in transaction mode.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
@@ -26,10 +29,52 @@ from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.storage")
 
+NEW = "background_task_new"
 FINISHED = "background_task_finished"
+# A process tells of new rows no more often than this, in seconds: every commit that notifies waits
+# for every other. Whoever hears looks once more when this time is over.
+BETWEEN_NOTICES = 0.05
 # PostgreSQL takes less than 8,000 bytes at a time.
 MOST_IDS = 200
 BETWEEN_TRIES = 1.0
+
+
+_told: dict[str, float] = {}
+# Workers inside this process.
+_here: dict[str, list[Callable[[], None]]] = {}
+
+
+def tell_new(using: str) -> None:
+    """Once the transaction is committed, if there is one, wake the workers that have nothing to do.
+
+    It may be called by everybody who stores rows, as often as he likes.
+    """
+    if vendors.of(connections[using]).can_notify or _here.get(using):
+        transaction.on_commit(partial(_tell_new, using), using=using)
+
+
+def _tell_new(using: str) -> None:
+    for poke in _here.get(using, ()):
+        poke()
+    connection = connections[using]
+    now = time.monotonic()
+    if now < _told.get(using, 0) + BETWEEN_NOTICES or not vendors.of(connection).can_notify:
+        return
+    _told[using] = now
+    try:
+        vendors.of(connection).notify_soon(connection, NEW)
+    except Exception as error:  # the row is stored, and will be found
+        logger.debug("Cannot tell of new tasks: %s", error)
+
+
+@contextmanager
+def told_here(using: str, poke: Callable[[], None]) -> Iterator[None]:
+    """Within this block, call ``poke`` when this process has stored rows."""
+    _here.setdefault(using, []).append(poke)
+    try:
+        yield
+    finally:
+        _here[using].remove(poke)
 
 
 def tell_finished(connection: BaseDatabaseWrapper, ids: Iterable[UUID | None]) -> None:

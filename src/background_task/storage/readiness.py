@@ -44,9 +44,9 @@ def free(engine: Engine, wanted: Wanted, state: State) -> tuple[str, list[Any]]:
         f"{engine.vendor.unindexed_run_at} <= {engine.now}",
         f"task_name IN ({_marks(names)})",
     ]
-    if wanted.queue:
-        sql.append("queue = %s")
-        parameters.append(wanted.queue)
+    if wanted.queues:
+        sql.append(f"queue IN ({_marks(wanted.queues)})")
+        parameters.extend(wanted.queues)
     if wanted.excluded:
         sql.append(f"(queue IS NULL OR queue NOT IN ({_marks(wanted.excluded)}))")
         parameters.extend(wanted.excluded)

@@ -14,12 +14,23 @@ from datetime import datetime
 from django.db import ProgrammingError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from background_task.vendors.base import Moment, Vendor
+from background_task.vendors.base import Moment, SessionLock, Vendor, Watch
 from background_task.vendors.mysql import MySQL
 from background_task.vendors.postgresql import PostgreSQL
 from background_task.vendors.sqlite import SQLite
 
-__all__ = ["Moment", "Vendor", "begin_write", "is_missing_table", "now", "of", "pretend"]
+__all__ = [
+    "Moment",
+    "SessionLock",
+    "Vendor",
+    "Watch",
+    "begin_write",
+    "clock",
+    "is_missing_table",
+    "now",
+    "of",
+    "pretend",
+]
 
 _VENDORS = {"postgresql": PostgreSQL(), "mysql": MySQL(), "sqlite": SQLite()}
 _OTHER = Vendor()

@@ -26,6 +26,26 @@ class Ear(Protocol):
         ...
 
 
+class SessionLock(Protocol):
+    """A lock that ends with the process that has it, however the process ends."""
+
+    def release(self) -> None:
+        """Give it up; what is broken already is given up."""
+        ...
+
+
+class Watch(Protocol):
+    """Waits for a change of the database; one is that of a connection which does nothing else."""
+
+    def fileno(self) -> int | None:
+        """The file that can be read when there is news; None where news has to be asked for."""
+        ...
+
+    def has_news(self) -> bool:
+        """Tell whether there may be rows that were not there the last time."""
+        ...
+
+
 class Vendor:
     """One database system. It keeps nothing: every method takes the connection it is about."""
 
@@ -48,6 +68,10 @@ class Vendor:
     in_order: ClassVar[str] = "background_task"
     in_order_of_queue: ClassVar[str] = "background_task"
     delete: ClassVar[str] = "DELETE FROM background_task"
+    # Whether it can tell of new rows.
+    can_notify: ClassVar[bool] = False
+    # How often an idle worker asks for news where nothing tells it, in seconds.
+    between_questions: ClassVar[float] = 1.0
 
     def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of a connection that is the engine's own, and not a project's."""
@@ -124,6 +148,31 @@ class Vendor:
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """Take the write lock at the start of a transaction that reads before it writes."""
 
+    def prepare_control(self, connection: BaseDatabaseWrapper) -> None:
+        """Set up a connection by which a worker shows that it lives."""
+
+    def session_lock(self, connection: BaseDatabaseWrapper, key: int) -> SessionLock | None:
+        """Take a lock that nobody else has; None when somebody has it.
+
+        Args:
+            connection: on which no transaction is open, and which stays open.
+            key: a 64-bit number.
+        """
+        self._refuse()
+
+    def has_session_locks(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether :meth:`session_lock` can be relied on."""
+        return False
+
+    def watch(self, connection: BaseDatabaseWrapper, channel: str) -> Watch:
+        """Watch the database over ``connection``.
+
+        Args:
+            connection: one that does not take or record tasks.
+            channel: by which others tell of new rows, where they can.
+        """
+        return AlwaysNews()
+
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Tell whether notifications can be heard."""
         return False
@@ -140,6 +189,10 @@ class Vendor:
 
     def notify(self, connection: BaseDatabaseWrapper, channel: str, payload: str) -> None:
         """Send a notification, at the commit."""
+        self._refuse()
+
+    def notify_soon(self, connection: BaseDatabaseWrapper, channel: str) -> None:
+        """Send a notification in a transaction of its own, which need not survive the server."""
         self._refuse()
 
     def can_copy(self, count: int) -> bool:
@@ -162,3 +215,14 @@ class Vendor:
 
     def _refuse(self) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} cannot do this.")
+
+
+class AlwaysNews:
+    """A watch that has to be asked, and cannot tell."""
+
+    def fileno(self) -> None:
+        """There is none."""
+
+    def has_news(self) -> bool:
+        """Look for yourself."""
+        return True

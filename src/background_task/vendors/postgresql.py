@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task.vendors.base import Vendor
+from background_task.vendors.base import AlwaysNews, Vendor, Watch
 
 # From so many rows on, COPY is worth the statement that fetches the keys beforehand.
 _WORTH_A_COPY = 100
@@ -34,6 +34,7 @@ class PostgreSQL(Vendor):
     skip = " SKIP LOCKED"
     can_hold = True
     can_return_changed = True
+    can_notify = True
 
     def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
         """At READ COMMITTED, whatever the project has chosen for itself, parameters by the client.
@@ -83,6 +84,40 @@ class PostgreSQL(Vendor):
         """The driver knows, without asking the server."""
         return bool(connection.connection.info.transaction_status)  # 0 is idle
 
+    def prepare_control(self, connection: BaseDatabaseWrapper) -> None:
+        """Nothing that is written here has to survive the server; and a lost host is to be noticed.
+
+        Its own keepalives tell the server within some ten seconds that a host has gone, even when
+        the process there is too busy to answer anything else.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SET synchronous_commit TO off; SET tcp_keepalives_idle TO 4; "
+                "SET tcp_keepalives_interval TO 2; SET tcp_keepalives_count TO 3"
+            )
+
+    def session_lock(self, connection: BaseDatabaseWrapper, key: int) -> _AdvisoryLock | None:
+        """An advisory lock of the session."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
+            return _AdvisoryLock(connection, key) if cursor.fetchone()[0] else None
+
+    def has_session_locks(self, connection: BaseDatabaseWrapper) -> bool:
+        """Not behind a pooler, which hands a session on: it tells another number of the backend."""
+        connection.ensure_connection()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            told = cursor.fetchone()[0]
+        return bool(told == connection.connection.info.backend_pid)
+
+    def watch(self, connection: BaseDatabaseWrapper, channel: str) -> Watch:
+        """By LISTEN, where that works."""
+        if not self.can_listen(connection) or not self.has_session_locks(connection):
+            return AlwaysNews()
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
+        return _Ear(connection.connection)
+
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """With psycopg 3.2 or newer.
 
@@ -112,6 +147,13 @@ class PostgreSQL(Vendor):
         """By NOTIFY."""
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+    def notify_soon(self, connection: BaseDatabaseWrapper, channel: str) -> None:
+        """By NOTIFY, without waiting for the disk."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, '')", [channel]
+            )
 
     def can_copy(self, count: int) -> bool:
         """With psycopg 3, from a hundred rows on."""
@@ -144,6 +186,16 @@ class PostgreSQL(Vendor):
                 copying.write_row(row)
 
 
+class _AdvisoryLock:
+    def __init__(self, connection: BaseDatabaseWrapper, key: int) -> None:
+        self._connection = connection
+        self._key = key
+
+    def release(self) -> None:
+        with suppress(Exception), self._connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [self._key])
+
+
 class _Ear:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -151,6 +203,9 @@ class _Ear:
     def fileno(self) -> int:
         number: int = self._driver.fileno()
         return number
+
+    def has_news(self) -> bool:
+        return bool(self.heard())
 
     def heard(self) -> list[str]:
         return [notification.payload for notification in self._driver.notifies(timeout=0)]

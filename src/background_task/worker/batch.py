@@ -129,6 +129,10 @@ class Batch:
 
     def _let_go(self) -> None:
         """Record what has ended, mark what runs, and free what waits."""
+        with self._engine.lock:
+            self._let_go_alone()
+
+    def _let_go_alone(self) -> None:
         ended, self._ended = self._ended, []
         if self._is_held:
             self._is_held = False

@@ -21,7 +21,7 @@ from background_task.execution.attempt import Attempt
 from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
-from background_task.records import Wanted
+from background_task.records import Claim, Wanted
 from background_task.signals import close_old
 from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
@@ -29,6 +29,8 @@ from background_task.storage.claim import SUSPECTS, suspicion
 from background_task.storage.engine import Engine
 from background_task.utils import SignalManager
 from background_task.worker import taking
+from background_task.worker.functions import Budget
+from background_task.worker.options import Queues
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("background_task.tasks")
 
 AFTER_A_FAILURE = 1.0
+
+# Who is woken when there is something to do looks by himself all the same, in seconds.
+LONGEST_PAUSE = 60.0
 
 # How long a batch may take to be announced; what has not begun by then is given back. In seconds.
 LONGEST_START = 0.25
@@ -46,18 +51,27 @@ class Coroutines:
 
     Args:
         tasks: the registry.
-        queue: take tasks of this queue only; None or empty takes all.
+        queues: which to take.
+        backend: take only what came through this alias of Django's door; None takes all.
         concurrency: how many may be in flight at a time.
-        sleep: seconds between two looks when nothing was due.
+        budget: how many tasks may still be run.
     """
 
-    def __init__(self, tasks: Tasks, queue: str | None, concurrency: int, sleep: float) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        queues: Queues,
+        backend: str | None,
+        concurrency: int,
+        budget: Budget,
+    ) -> None:
         self._tasks = tasks
         self._names = taking.Names(tasks)
         self._by = taking.mark_of(tasks)
-        self._queue = queue
+        self._queues = queues
+        self._backend = backend
         self._concurrency = concurrency
-        self._sleep = sleep
+        self._budget = budget
         self._loop: EventLoop | None = None
         self._in_flight: set[Flight] = set()
         self._landed: deque[Flight] = deque()
@@ -65,8 +79,30 @@ class Coroutines:
         self._idle = threading.Event()
         self._idle.set()
         self._is_stopping = False
+        self._is_hungry = False
         self._next_look = 0.0
         self._most = MOST_ROWS
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether there is room for more, and nothing was due the last time."""
+        return self._is_hungry
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is in flight, or there was one that may be."""
+        return bool(self._in_flight or self._landed) or (
+            self._loop is not None and not self._is_hungry
+        )
+
+    def wanted(self) -> Wanted:
+        """Return which rows are taken."""
+        return self._queues.all(self._names.coroutines(), self._backend)
+
+    def wake(self) -> None:
+        """Look for tasks."""
+        self._next_look = 0
+        self._woken.set()
 
     def start(self) -> None:
         """Take and run tasks from now on, once there is an ``async`` one to know of."""
@@ -105,7 +141,10 @@ class Coroutines:
             except BaseException:  # whatever it is, the worker goes on
                 logger.exception("Async tasks could not be taken or recorded; trying again")
                 self._next_look = time.monotonic() + AFTER_A_FAILURE
-            self._woken.wait(self._pause())
+            pause = self._pause()
+            self._is_hungry = pause is not None and pause > 0
+            self._woken.wait(pause)
+            self._is_hungry = False
             self._woken.clear()
         with suppress(Exception):
             connections.close_all()  # this thread's own
@@ -131,9 +170,11 @@ class Coroutines:
         free = min(self._concurrency - len(self._in_flight), self._most)
         if free < 1 or self._stops() or time.monotonic() < self._next_look:
             return
-        claimed = self._claim(free)
+        asked = self._budget.reserve(free)
+        claimed = self._claim(asked)
+        self._budget.give_back(asked - len(claimed))
         if len(claimed) < free:
-            self._next_look = time.monotonic() + self._sleep
+            self._next_look = time.monotonic() + LONGEST_PAUSE
         if not claimed and not self._in_flight:
             close_old()
             loop.rest()
@@ -145,6 +186,7 @@ class Coroutines:
         finally:
             self._most = min(2 * self._most, MOST_ROWS)
             if waiting:
+                self._budget.give_back(len(waiting))
                 self._most = max(1, len(claimed) - len(waiting))
                 self._next_look = 0
                 runs.hand_back(list(waiting))
@@ -168,12 +210,15 @@ class Coroutines:
     def _claim(self, most: int) -> list[Task]:
         engine = Engine.on(self._tasks.queue_database())
         suspected = sum(suspicion(flight.task.losses or 0) for flight in self._in_flight)
-        wanted = Wanted(self._names.coroutines(), self._queue)
+        steps = self._queues.steps(self._names.coroutines(), self._backend)
 
         def verb() -> list[Task]:
-            claims = claim.mark(engine, wanted, most, self._by)
-            room = SUSPECTS - suspected
-            claims += claim.rescued(engine, wanted, most - len(claims), room, self._by)
+            claims: list[Claim] = []
+            for wanted in steps:
+                claims += claim.mark(engine, wanted, most - len(claims), self._by)
+            for wanted in steps:
+                left, room = most - len(claims), SUSPECTS - suspected
+                claims += claim.rescued(engine, wanted, left, room, self._by)
             rows = taking.read(engine.using, claims, self._by)
             # At once, so that all of them are kept, and handed back when the worker has to leave.
             for row in rows.values():

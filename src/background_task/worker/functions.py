@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from background_task import tasks as hooks
@@ -27,9 +28,10 @@ from background_task.records import Claim, Ended, Mark, Wanted
 from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
 from background_task.storage.engine import Engine
-from background_task.utils import ForcedStop, interruptible
+from background_task.utils import Canary, ForcedStop, interruptible, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
+from background_task.worker.options import Queues
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -43,8 +45,48 @@ BETWEEN_LOOKS = 0.05
 # From so many rows on they are held rather than marked: then it is worth the statements around it.
 WORTH_HOLDING = 20
 
+# The exit code of a process that cannot go on, as sysexits.h has it.
+EX_SOFTWARE = 70
+
 # One batch in so many is a single task that has lost a worker, if there is one.
 ALONE = 8
+
+
+class Budget:
+    """How many tasks a process may still run; None is without end."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    def reserve(self, count: int) -> int:
+        """Return how many of ``count`` tasks may be taken; they count as run from now on."""
+        with self._lock:
+            if self._left is None:
+                return count
+            granted = min(count, self._left)
+            self._left -= granted
+            return granted
+
+    def give_back(self, count: int) -> None:
+        """Count so many as not run."""
+        with self._lock:
+            if self._left is not None:
+                self._left += count
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it comes to an end."""
+        return self._left is not None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no task may be run any more."""
+        return self._left == 0
+
+
+def _nothing() -> None:
+    pass
 
 
 class Functions:
@@ -52,14 +94,31 @@ class Functions:
 
     Args:
         tasks: the registry.
-        queue: take tasks of this queue only; None or empty takes all.
+        engine: the connection to take and record them by.
+        queues: which to take.
+        backend: take only what came through this alias of Django's door; None takes all.
+        budget: how many tasks may still be run.
+        note_held: notes, where it survives this process, which rows are about to be held; None
+            where nothing may be held, as on a connection that others use too.
     """
 
-    def __init__(self, tasks: Tasks, queue: str | None) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        engine: Engine,
+        queues: Queues,
+        backend: str | None,
+        budget: Budget,
+        note_held: Callable[[Iterable[int]], None] | None = None,
+    ) -> None:
         self._tasks = tasks
         self._names = taking.Names(tasks)
-        self._queue = queue
-        self._engine = Engine(tasks.queue_database())
+        self._engine = engine
+        self._queues = queues
+        self._backend = backend
+        self._budget = budget
+        self._note_held = note_held
+        self._has_noted = False
         self._by = taking.mark_of(tasks)
         self._known = Known()
         self._size = 1
@@ -70,16 +129,28 @@ class Functions:
         self._is_closed = False
         self._watchdog: threading.Thread | None = None
 
-    def run_some(self, *, only_one: bool = False) -> bool:
+    def wanted(self) -> Wanted:
+        """Return which rows are taken."""
+        return self._queues.all(self._names.functions(), self._backend)
+
+    def run_some(self, *, only_one: bool = False, on_work: Callable[[], None] = _nothing) -> bool:
         """Take and run a batch, or ``only_one``; False when nothing was due.
+
+        Args:
+            only_one: take no more than one task.
+            on_work: called before the batch is run, when there may be more.
 
         Raises:
             ForcedStop: a second request to stop has ended a function early.
         """
-        asked = 1 if only_one else self._size
-        batch = self._take(asked)
+        asked = self._budget.reserve(1 if only_one else self._size)
+        batch = self._take(asked) if asked else None
+        self._budget.give_back(asked - (0 if batch is None else batch.size))
         if batch is None:
+            self._forget_held()
             return False
+        if batch.size == asked:
+            on_work()
         begun = time.perf_counter()
         run = _Runner(self._tasks, self._engine.using, self._by, batch, self._known)
         self._watch(batch)
@@ -87,27 +158,32 @@ class Functions:
             run.all()
         finally:
             self._is_busy.clear()
+            _leave_if_files_are_closed()
             run.record()
             runs.drop(batch.kept)
+            self._budget.give_back(batch.size - batch.begun)
         self._adapt(batch, time.perf_counter() - begun)
         self._may_hold = batch.size == asked and run.all_were_quick
         return True
 
     def close(self) -> None:
-        """End the watchdog and the connection."""
+        """End the watchdog."""
         self._is_closed = True
         self._is_busy.set()
-        self._engine.close()
 
     def _take(self, most: int) -> Batch | None:
-        wanted = Wanted(self._names.functions(), self._queue)
+        steps = self._queues.steps(self._names.functions(), self._backend)
         self._turn += 1
-        if self._turn % ALONE == 0 and (batch := self._rescue(wanted)) is not None:
+        if self._turn % ALONE == 0 and (batch := self._rescue(steps)) is not None:
             return batch
         may_hold = self._may_hold and most >= WORTH_HOLDING and self._engine.vendor.can_hold
-        take = self._hold if may_hold else self._mark
-        batch = taking.take(self._engine, lambda: take(wanted, most), otherwise=None)
-        return self._rescue(wanted) if batch is None else batch
+        take = self._hold if may_hold and self._note_held is not None else self._mark
+
+        def verb() -> Batch | None:
+            return next(filter(None, (take(wanted, most) for wanted in steps)), None)
+
+        batch = taking.take(self._engine, verb, otherwise=None)
+        return self._rescue(steps) if batch is None else batch
 
     def _mark(self, wanted: Wanted, most: int) -> Batch | None:
         return self._batched(claim.mark(self._engine, wanted, most, self._by))
@@ -116,6 +192,10 @@ class Functions:
         self._engine.begin()
         try:
             claims = claim.hold(self._engine, wanted, most)
+            if claims:
+                assert self._note_held is not None
+                self._note_held(each.pk for each in claims)
+                self._has_noted = True
         except BaseException:
             self._engine.roll_back()
             raise
@@ -123,10 +203,21 @@ class Functions:
             self._engine.commit()
         return self._batched(claims, is_held=True)
 
-    def _rescue(self, wanted: Wanted) -> Batch | None:
+    def _forget_held(self) -> None:
+        """What was held once and waits again must not look as if a task of it had killed us."""
+        if self._has_noted and self._note_held is not None:
+            with suppress(Exception):
+                self._note_held(())
+                self._has_noted = False
+
+    def _rescue(self, steps: Sequence[Wanted]) -> Batch | None:
         # By itself: if it ends this worker too, no other is lost with it.
         def verb() -> Batch | None:
-            return self._batched(claim.rescued(self._engine, wanted, 1, claim.SUSPECTS, self._by))
+            for wanted in steps:
+                claims = claim.rescued(self._engine, wanted, 1, claim.SUSPECTS, self._by)
+                if claims:
+                    return self._batched(claims)
+            return None
 
         return taking.take(self._engine, verb, otherwise=None)
 
@@ -157,6 +248,22 @@ class Functions:
                     self._batch.relieve()
             except Exception:
                 logger.exception("What waits behind a long function could not be given back")
+
+
+_canary = Canary()
+
+
+def _leave_if_files_are_closed() -> None:
+    """End the process whose connections a task has closed.
+
+    Their numbers are about to belong to others, so that nothing here could be trusted any more.
+    """
+    if not _canary.is_alive:
+        logger.critical(
+            "A task has closed files that are not its own, the connections of this worker among "
+            "them: the process ends, and what it ran runs again"
+        )
+        leave(EX_SOFTWARE)
 
 
 class _Runner:

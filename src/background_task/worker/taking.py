@@ -39,10 +39,15 @@ _next_settling: dict[str, float] = {}
 _lock = threading.Lock()
 
 
+def is_alone(tasks: Tasks) -> bool:
+    """Tell whether no other thread can see the rows."""
+    connection = connections[tasks.queue_database()]
+    return connection.in_atomic_block or vendors.of(connection).is_in_memory(connection)
+
+
 def reason_against(tasks: Tasks) -> str | None:
     """Return why tasks have to be taken one by one, by the predecessor's steps; None if not so."""
-    connection = connections[tasks.queue_database()]
-    if connection.in_atomic_block or vendors.of(connection).is_in_memory(connection):
+    if is_alone(tasks):
         return "no other thread can see the rows"
     if tasks.elsewhere is not None:
         return "this worker runs inside of another"
@@ -100,7 +105,7 @@ def _is_for_the_loop(proxy: Any) -> bool:
 
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
     """Return ``verb()``, which claims rows and keeps them; when the database is away, otherwise."""
-    with _lock:
+    with _lock, engine.lock:
         return hooks.unless_unreachable(
             engine.connection, lambda: _without_doubt(engine, verb), otherwise
         )

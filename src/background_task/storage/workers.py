@@ -1,0 +1,216 @@
+"""The processes that run tasks: they show that they live, and one that is gone is rescued from.
+
+A worker has a lock that ends with its process, however that ends, and a heartbeat. When the lock is
+free and the heart has stood still, it is dead: whoever notices first frees its rows, so that they
+run again. How long a task takes has nothing to do with it. A lost connection alone is no death: the
+worker takes its lock again within its next beat.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+from typing import NamedTuple
+
+from background_task.states import State
+from background_task.storage import leases
+from background_task.storage.engine import Engine
+from background_task.vendors import SessionLock
+
+logger = logging.getLogger("background_task.storage")
+
+# The intervals are in seconds. A heart beats so often; has it stood still for so long while the
+# lock is free, or for so long where there is no such lock, the worker is dead.
+BETWEEN_BEATS = 1.5
+STILL = 2.0
+STILL_WITHOUT_LOCK = 30.0
+
+
+class Suspect(NamedTuple):
+    """A worker whose heart has stood still."""
+
+    worker_id: str
+    lock_key: int | None
+    held: str
+    silent: float
+
+
+def lock_key(worker_id: str) -> int:
+    """Return the key of the lock of a worker: 64 bits that no other has."""
+    digest = blake2b(worker_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def register(
+    engine: Engine,
+    worker_id: str,
+    *,
+    name: str,
+    queues: str,
+    supervisor: str | None,
+    has_lock: bool,
+) -> None:
+    """Say that this process takes tasks; it is forgotten what was known of it before."""
+    key = lock_key(worker_id) if has_lock else None
+    with engine.transaction():
+        _delete(engine, worker_id)
+        engine.run(
+            f"""
+            INSERT INTO background_task_worker (worker_id, name, supervisor, queues,
+                started_at, seen_at, lock_key, held, requests)
+            VALUES (%s, %s, %s, %s, {engine.now}, {engine.now}, %s, '', '')
+            """,
+            [worker_id, name, supervisor, queues, key],
+        )
+
+
+def deregister(engine: Engine, worker_id: str) -> None:
+    """Say that this process takes no more tasks."""
+    with engine.transaction():
+        _delete(engine, worker_id)
+
+
+def _delete(engine: Engine, worker_id: str) -> None:
+    engine.run("DELETE FROM background_task_worker WHERE worker_id = %s", [worker_id])
+
+
+def beat(engine: Engine, worker_ids: Sequence[str]) -> dict[str, str]:
+    """Show that these workers live.
+
+    Returns:
+        what is asked of each, but for those of which somebody has said that they are dead.
+    """
+    if not worker_ids:
+        return {}
+    where = f"WHERE worker_id IN ({', '.join(['%s'] * len(worker_ids))})"
+    update = f"UPDATE background_task_worker SET seen_at = {engine.now} {where}"
+    if engine.vendor.can_return_changed:
+        return dict(engine.fetch(f"{update} RETURNING worker_id, requests", worker_ids))
+    engine.run(update, worker_ids)
+    asked = f"SELECT worker_id, requests FROM background_task_worker {where}"
+    return dict(engine.fetch(asked, worker_ids))
+
+
+def take_requests(engine: Engine, worker_id: str, requests: str) -> bool:
+    """Say that what is asked of a worker is being done; False if more is asked meanwhile."""
+    sql = "UPDATE background_task_worker SET requests = '' WHERE worker_id = %s AND requests = %s"
+    return bool(engine.run(sql, [worker_id, requests]))
+
+
+def note_held(engine: Engine, worker_id: str, keys: Iterable[int]) -> None:
+    """Note which rows a worker is about to hold; no keys, when it holds none any more."""
+    engine.run(
+        "UPDATE background_task_worker SET held = %s WHERE worker_id = %s",
+        [_packed(keys), worker_id],
+    )
+
+
+def suspects(engine: Engine) -> list[Suspect]:
+    """Return the workers whose heart has stood still for so long that they may be dead."""
+    silent = engine.vendor.seconds_until("seen_at", engine.now)
+    limits = [engine.vendor.before(engine.connection, each) for each in (STILL, STILL_WITHOUT_LOCK)]
+    return [
+        Suspect._make(row)
+        for row in engine.fetch(
+            f"""
+            SELECT worker_id, lock_key, held, {silent} FROM background_task_worker
+            WHERE seen_at < {limits[0]} AND (lock_key IS NOT NULL OR seen_at < {limits[1]})
+            """
+        )
+    ]
+
+
+def all_but(engine: Engine, worker_id: str) -> list[Suspect]:
+    """Return the other workers, whether or not they live."""
+    silent = engine.vendor.seconds_until("seen_at", engine.now)
+    sql = f"SELECT worker_id, lock_key, held, {silent} FROM background_task_worker"
+    rows = engine.fetch(f"{sql} WHERE worker_id <> %s", [worker_id])
+    return [Suspect._make(row) for row in rows]
+
+
+def of_supervisor(engine: Engine, supervisor: str, process: str) -> list[Suspect]:
+    """Return the worker of a supervisor whose ``worker_id`` begins with ``process``."""
+    silent = engine.vendor.seconds_until("seen_at", engine.now)
+    return [
+        Suspect._make(row)
+        for row in engine.fetch(
+            f"""
+            SELECT worker_id, lock_key, held, {silent} FROM background_task_worker
+            WHERE supervisor = %s
+            """,
+            [supervisor],
+        )
+        if row[0].startswith(process)
+    ]
+
+
+def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> int | None:
+    """Free the rows of a worker that is dead; return how many there were, None if it lives.
+
+    Args:
+        engine: where; not inside a transaction.
+        suspect: the worker.
+        is_known_dead: whether that is certain, as to the process that has started it.
+    """
+    lock: SessionLock | None = None
+    if suspect.lock_key is not None and not is_known_dead:
+        lock = engine.vendor.session_lock(engine.connection, suspect.lock_key)
+        if lock is None:
+            return None
+    try:
+        with engine.transaction():
+            if not _is_still_there(engine, suspect):
+                return None
+            found, freed = _free(engine, suspect)
+            if freed == found:
+                _delete(engine, suspect.worker_id)
+            return freed
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_still_there(engine: Engine, suspect: Suspect) -> bool:
+    """Lock the row of the worker, unless somebody else rescues from it, or it has beaten since."""
+    still = engine.vendor.before(engine.connection, min(suspect.silent, STILL))
+    sql = f"""
+        SELECT worker_id FROM background_task_worker
+        WHERE worker_id = %s AND seen_at <= {still}{engine.vendor.lock}{engine.vendor.skip}
+    """
+    return bool(engine.fetch(sql, [suspect.worker_id]))
+
+
+def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:
+    """Return how many rows there are to be freed, and how many are: transactions may hold some."""
+    reason = f"The worker was lost; it has been silent for {suspect.silent:.1f} s."
+    found = engine.fetch(
+        f"SELECT id FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s",
+        [suspect.worker_id],
+    )
+    marked = leases.lock(engine, [key for (key,) in found], "locked_by IS NOT NULL")
+    freed = leases.lose(engine, marked, reason)
+    # What it held is free already, but one of these tasks may have ended the process.
+    free = f"state = {State.READY:d} AND locked_by IS NULL"
+    held = leases.lock(engine, list(_unpacked(suspect.held)), free)
+    leases.lose(engine, held, reason, worker_id=suspect.worker_id)
+    return len(found) + len(held), freed + len(held)
+
+
+def _packed(keys: Iterable[int]) -> str:
+    """Return keys as text, those in a row as a range: ``3-7,9``."""
+    ordered = sorted(keys)
+    if not ordered:
+        return ""
+    ends = [(a, b) for a, b in pairwise(ordered) if b != a + 1]
+    starts = [ordered[0], *(b for _, b in ends)]
+    stops = [*(a for a, _ in ends), ordered[-1]]
+    ranges = zip(starts, stops, strict=True)
+    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in ranges)
+
+
+def _unpacked(text: str) -> Iterator[int]:
+    for each in filter(None, text.split(",")):
+        first, _, last = each.partition("-")
+        yield from range(int(first), int(last or first) + 1)

@@ -1,0 +1,257 @@
+"""What a worker is told: by the command line, then by the setting, then by default.
+
+Parsed once, checked, and from then on a value.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.conf import settings
+
+from background_task.api import aliases
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
+from background_task.policies.arguments import LONGEST_NAME, did_you_mean
+from background_task.records import Wanted
+from background_task.settings import app_settings
+
+# Of the setting, whose keys are those of the command line in upper case.
+SETTING = "BACKGROUND_TASK_WORKER"
+EVERY = "*"
+
+
+class Unsaid(float):
+    """A default of the command line: nobody has said it, so the setting may."""
+
+
+class UnsaidInt(int):
+    """The same, as a whole number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Which queues a worker takes, in which order.
+
+    Args:
+        order: names, or ``*`` for all that are not named; earlier ones come first. Empty takes all.
+        excluded: names that it leaves alone.
+    """
+
+    order: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+    def steps(self, names: Collection[str], backend: str | None) -> list[Wanted]:
+        """Return what to take, the most urgent queues first."""
+        order = self.order or (EVERY,)
+        return [
+            Wanted(names, () if each == EVERY else (each,), self.excluded, backend)
+            for each in order
+        ]
+
+    def all(self, names: Collection[str], backend: str | None) -> Wanted:
+        """Return all that is taken, whatever the order."""
+        queues = () if EVERY in self.order else self.order
+        return Wanted(names, queues, self.excluded, backend)
+
+    def __str__(self) -> str:
+        taken = ", ".join(self.order) or EVERY
+        return f"{taken} without {', '.join(self.excluded)}" if self.excluded else taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What one worker does; the sentences are those of its help.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: a value cannot be meant, or two contradict each
+            other; the message names the option.
+    """
+
+    duration: float = 0.0
+    sleep: float = 5.0
+    queues: Queues = field(default_factory=Queues)
+    database: str | None = None
+    backend: str | None = None
+    processes: int = 1
+    threads: int = 1
+    concurrency: int = 100
+    burst: bool = False
+    max_tasks: int | None = None
+    max_memory: float | None = None
+    shutdown_timeout: float | None = None
+    worker_name: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Return what the options of the command say, completed by the setting."""
+        said = {name: value for name, value in given.items() if _is_said(value)}
+        told = {**_setting(), **said}
+        known: dict[str, Any] = {"threads": _threads_by_default()}
+        for name in NUMBERS:
+            if name in told:
+                known[name] = _number(name, told[name], *NUMBERS[name])
+        if known.get("processes") == 0:
+            known["processes"] = os.cpu_count() or 1
+        known["queues"] = Queues(
+            _names("queue", told.get("queue")), _names("exclude_queue", told.get("exclude_queue"))
+        )
+        for name in ("database", "backend", "worker_name"):
+            known[name] = _text(name, told.get(name))
+        known["burst"] = bool(told.get("burst", False))
+        options = cls(**known)
+        options._check()
+        return options._with_database()
+
+    def _check(self) -> None:
+        both = [each for each in self.queues.order if each in self.queues.excluded]
+        if both:
+            raise ArgumentValueError(
+                f"{_option('queue')} and {_option('exclude_queue')} both name {both[0]!r}: remove "
+                "it from one of them."
+            )
+        if EVERY in self.queues.excluded:
+            raise ArgumentValueError(
+                f"{_option('exclude_queue')} is {EVERY!r}, so nothing would be taken: name queues."
+            )
+        if self.queues.excluded and self.queues.order and EVERY not in self.queues.order:
+            raise ArgumentValueError(
+                f"{_option('queue')} takes only {', '.join(self.queues.order)}, so there is "
+                f"nothing for {_option('exclude_queue')} to leave out: remove one of them, or add "
+                f"{EVERY!r} to the queues."
+            )
+        if self.database is not None and self.database not in settings.DATABASES:
+            raise ArgumentValueError(
+                f"{_option('database')} is {self.database!r}; the databases are "
+                f"{', '.join(settings.DATABASES)}."
+                f"{did_you_mean(self.database, settings.DATABASES)}"
+            )
+        if self.burst and self.processes > 1:
+            raise ArgumentValueError(
+                f"{_option('burst')} ends a worker that has nothing to do, and "
+                f"{_option('processes')} {self.processes} starts it anew: give one of them."
+            )
+
+    def _with_database(self) -> Options:
+        """Return the same with the database that the backend names."""
+        if self.backend is None:
+            return self
+        known = getattr(settings, "TASKS", None) or {}
+        if not aliases.exists(self.backend):
+            raise ArgumentValueError(
+                f"{_option('backend')} is {self.backend!r}; TASKS has {', '.join(known) or 'none'}."
+                f"{did_you_mean(self.backend, known)}"
+            )
+        backend = aliases.backend(self.backend)
+        if not getattr(backend, "is_of_background_task", False):
+            raise ArgumentValueError(
+                f"{_option('backend')} is {self.backend!r}, whose tasks another package runs: "
+                f"{type(backend).__name__}."
+            )
+        if self.database is not None and self.database != backend.database:
+            raise ArgumentValueError(
+                f"{_option('database')} is {self.database!r}, but the backend {self.backend!r} "
+                f"keeps its tasks in {backend.database!r}: leave the database out."
+            )
+        return replace(self, database=backend.database)
+
+
+# Each with the least it may be, and whether it is a whole number.
+NUMBERS: dict[str, tuple[float, bool]] = {
+    "duration": (-math.inf, False),
+    "sleep": (0, False),
+    "processes": (0, True),
+    "threads": (1, True),
+    "concurrency": (1, True),
+    "max_tasks": (1, True),
+    "max_memory": (1, False),
+    "shutdown_timeout": (0, False),
+}
+NAMES = (
+    *NUMBERS,
+    "queue",
+    "exclude_queue",
+    "database",
+    "backend",
+    "burst",
+    "worker_name",
+)
+
+
+def check_setting() -> None:
+    """Refuse a setting that cannot be meant.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: see :class:`Options`.
+    """
+    Options.of({})
+
+
+def _setting() -> dict[str, Any]:
+    told = app_settings.BACKGROUND_TASK_WORKER
+    if not isinstance(told, Mapping):
+        raise ArgumentTypeError(
+            f"The setting {SETTING} must be a dict, not {type(told).__name__} ({told!r:.80})."
+        )
+    known = [name.upper() for name in NAMES]
+    for name in told:
+        if name not in known:
+            upper = str(name).upper()
+            near = f" The keys are in upper case: {upper}." if upper in known else ""
+            raise ArgumentValueError(
+                f"The setting {SETTING} has the unknown key {name!r}."
+                f"{near or did_you_mean(upper, known)}"
+            )
+    return {name.lower(): value for name, value in told.items() if value is not None}
+
+
+def _threads_by_default() -> int:
+    is_async = app_settings.BACKGROUND_TASK_RUN_ASYNC
+    return app_settings.BACKGROUND_TASK_ASYNC_THREADS if is_async else 1
+
+
+def _is_said(value: Any) -> bool:
+    return not (value is None or value is False or isinstance(value, Unsaid | UnsaidInt))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _number(name: str, value: Any, least: float, is_whole: bool) -> Any:
+    kind = "a whole number" if is_whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(
+            f"{_option(name)} must be {kind}, not {type(value).__name__} ({value!r:.80})."
+        )
+    if not least <= value < math.inf or (is_whole and value != int(value)):
+        at_least = "" if least == -math.inf else f", {least:g} or more"
+        raise ArgumentValueError(f"{_option(name)} is {value}; it must be {kind}{at_least}.")
+    return int(value) if is_whole else float(value)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ArgumentTypeError(f"{_option(name)} must name queues, not {value!r:.80}.")
+    names = [each.strip() for each in value]
+    for each in names:
+        if len(each) > LONGEST_NAME:
+            raise ArgumentValueError(
+                f"{_option(name)} has a name that no queue can have: {each!r:.80}."
+            )
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= LONGEST_NAME):
+        raise ArgumentValueError(
+            f"{_option(name)} is {value!r:.80}; it must be text of 1 to {LONGEST_NAME} characters."
+        )
+    return value

@@ -1,0 +1,382 @@
+"""One process that takes and runs tasks, from start to end: register, loop, drain, leave."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections
+
+from background_task import vendors
+from background_task.discovery import autodiscover
+from background_task.exceptions import ArgumentValueError, BackgroundTaskError
+from background_task.execution.runs import runs
+from background_task.models import Task, Worker
+from background_task.models.tasks import named_databases
+from background_task.records import Wanted
+from background_task.settings import app_settings
+from background_task.signals import close_old
+from background_task.storage import readiness
+from background_task.storage.engine import Engine
+from background_task.storage.notifications import told_here
+from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
+from background_task.tasks import unless_unreachable
+from background_task.utils import STOPPING, TTW_FAST, ForcedStop, say
+from background_task.worker import taking
+from background_task.worker.coroutines import Coroutines
+from background_task.worker.duties import Duties
+from background_task.worker.functions import Budget, Functions
+from background_task.worker.heart import Heart
+from background_task.worker.options import EVERY, Options
+from background_task.worker.threads import Threads
+
+if TYPE_CHECKING:
+    from background_task.tasks import Tasks
+
+logger = logging.getLogger("background_task.tasks")
+
+# The intervals are in seconds: how long nobody need tell the main thread to look, how often the
+# memory is weighed, how often an end is looked for, and how long the first beat may take.
+LONGEST_PAUSE = 60.0
+BETWEEN_WEIGHINGS = 1.0
+BETWEEN_LOOKS = 0.1
+FIRST_BEAT = 1.0
+
+
+class Process:
+    """A worker in the calling process.
+
+    Args:
+        tasks: the registry.
+        options: what it is to do.
+        signals: what tells it to stop: a ``SignalManager``, or a project's own.
+        supervisor: the ``worker_id`` of the process that has started this one.
+    """
+
+    def __init__(
+        self, tasks: Tasks, options: Options, signals: Any, supervisor: str | None = None
+    ) -> None:
+        self._tasks = tasks
+        self._options = options
+        self._signals = signals
+        self._supervisor = supervisor
+        self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
+        self._budget = Budget(options.max_tasks)
+        self._next_weighing = 0.0
+        self._next_claim = 0.0
+        self._using = ""
+        self._functions: Functions | None = None
+        self._threads: Threads | None = None
+        self._coroutines: Coroutines | None = None
+        self._heart: Heart | None = None
+        # Whether the main thread waits for a function to run.
+        self.is_hungry = False
+
+    def run(self) -> None:
+        """Work until the options or a signal say that it is enough.
+
+        Raises:
+            BackgroundTaskError: it cannot start: a ``tasks.py`` is broken, the database lacks a
+                table, or an option cannot be had in this project.
+            ForcedStop: a second request to stop has come; what ran was handed back.
+        """
+        outer, self._tasks.database = self._tasks.database, self._options.database
+        named_databases.update(filter(None, [self._options.database]))
+        try:
+            autodiscover()
+            self._using = self._tasks.queue_database()
+            _require_tables(self._using)
+            with ExitStack() as stack:
+                self._open(stack)
+                try:
+                    self._work()
+                except BaseException:
+                    runs.hand_back()
+                    raise
+        finally:
+            self._tasks.database = outer
+
+    def _open(self, stack: ExitStack) -> None:
+        """Get everything ready that takes, runs and records, and have it closed in the end."""
+        tasks, options = self._tasks, self._options
+        reason = taking.reason_against(tasks)
+        elsewhere = tasks.elsewhere
+        stack.callback(_settle_doubts, self._using)
+        stack.callback(tasks._pool_runner.close)
+        stack.callback(setattr, tasks._pool_runner, "on_free", tasks._pool_runner.on_free)
+        stack.callback(setattr, tasks, "elsewhere", elsewhere)
+        tasks._pool_runner.on_free = self.wake
+        if reason is None:
+            self._open_batches(stack)
+        else:
+            self._require_no_batches(reason)
+        is_alone = taking.is_alone(tasks)
+        if not is_alone and elsewhere is None:
+            drivers = [each for each in (self._threads, self._coroutines) if each is not None]
+            self._heart = Heart(
+                self._using,
+                name=options.worker_name or socket.gethostname(),
+                queues=str(options.queues),
+                drivers=drivers if self._threads is not None else [self, *drivers],
+                sleep=options.sleep,
+                supervisor=self._supervisor,
+            )
+            stack.callback(self._heart.stop)
+            stack.enter_context(told_here(self._using, self._heart.poke))
+            self._heart.start()
+        tasks.elsewhere = None if reason else taking.Names(tasks).coroutines
+        logger.info("Taking tasks of the queues %s", options.queues)
+
+    def _open_batches(self, stack: ExitStack) -> None:
+        tasks, options = self._tasks, self._options
+        engine = Engine(self._using)
+        stack.callback(engine.close)
+        if options.threads > 1:
+            self._threads = Threads(options.threads, self._make_functions, engine)
+            stack.callback(self._threads.stop)
+        else:
+            self._functions = self._make_functions(engine)
+            stack.callback(self._functions.close)
+        self._coroutines = Coroutines(
+            tasks, options.queues, options.backend, options.concurrency, self._budget
+        )
+        stack.callback(self._coroutines.close)
+
+    def _make_functions(self, engine: Engine) -> Functions:
+        options = self._options
+        is_shared = options.threads > 1
+        return Functions(
+            self._tasks,
+            engine,
+            options.queues,
+            options.backend,
+            self._budget,
+            None if is_shared else self._note_held,
+        )
+
+    def _note_held(self, keys: Any) -> None:
+        if self._heart is not None:
+            self._heart.note_held(keys)
+
+    def _require_no_batches(self, reason: str) -> None:
+        """Refuse what the predecessor's steps know nothing of, rather than ignore it."""
+        options = self._options
+        asked = {
+            "--exclude-queue": options.queues.excluded,
+            "--backend": options.backend,
+            "--threads": options.threads > 1 and not app_settings.BACKGROUND_TASK_RUN_ASYNC,
+        }
+        for name, value in asked.items():
+            if value:
+                raise ArgumentValueError(
+                    f"{name} cannot be had here: tasks are taken one by one, since {reason}."
+                )
+        logger.debug("Tasks are taken one by one: %s", reason)
+
+    def wanted(self) -> Wanted:
+        """Return which rows the main thread waits for."""
+        if self._functions is not None:
+            return self._functions.wanted()
+        return self._options.queues.all(frozenset(self._tasks.names_here()), self._options.backend)
+
+    def wake(self) -> None:
+        """Let the main thread look for tasks; safe in any thread."""
+        getattr(self._signals, "wake", _nothing)()
+
+    def _work(self) -> None:
+        duties = Duties(self._tasks)
+        while not self._is_enough():
+            if self._heart is not None and not self._heart.wait_until_registered(FIRST_BEAT):
+                continue  # what it takes could not be rescued
+            duties.run_if_due()
+            self._start_others()
+            if self._run_some():
+                self._rest()
+                continue
+            close_old()
+            duties.run_when_idle()
+            if self._options.burst and self._is_done():
+                break
+            self._wait_for_work()
+        self._drain()
+        logger.info("Stopped; no task was left running")
+
+    def _is_enough(self) -> bool:
+        return bool(
+            self._signals.kill_now
+            or (self._deadline is not None and time.monotonic() >= self._deadline)
+            or self._budget.is_spent
+            or self._is_too_heavy()
+        )
+
+    def _is_too_heavy(self) -> bool:
+        limit, now = self._options.max_memory, time.monotonic()
+        if limit is None or now < self._next_weighing:
+            return False
+        self._next_weighing = now + BETWEEN_WEIGHINGS
+        weight = memory()
+        if weight > limit:
+            logger.info("This process uses %.0f MiB, and %.0f are the limit", weight, limit)
+        return weight > limit
+
+    def _start_others(self) -> None:
+        if self._coroutines is not None:
+            self._coroutines.start()
+        if self._threads is not None:
+            self._threads.start()
+
+    def _run_some(self) -> bool:
+        """Take and run functions in this thread; tells whether there were some."""
+        if self._threads is not None:
+            return False
+        if self._functions is not None:
+            if self._is_told() and time.monotonic() < self._next_claim:
+                return False
+            self._next_claim = 0.0
+            return self._functions.run_some(only_one=self._signals.time_to_wait is not TTW_FAST)
+        for queue in self._options.queues.order or (EVERY,):
+            if self._budget.reserve(1):
+                if self._tasks.run_next_task(None if queue == EVERY else queue):
+                    return True
+                self._budget.give_back(1)
+        return False
+
+    def _is_told(self) -> bool:
+        """Tell whether somebody sees to it that this thread is woken when there is work."""
+        return self._heart is not None and self._heart.is_alive
+
+    def _rest(self) -> None:
+        """Rest between two tasks, when SIGUSR2 asked for it; at the fast pace there is no rest."""
+        if self._signals.time_to_wait is not TTW_FAST:
+            self._wait(random.uniform(*self._signals.time_to_wait))  # noqa: S311
+
+    def _wait(self, seconds: float) -> bool:
+        """Sleep; tells whether somebody woke us, or may have."""
+        if self._deadline is not None:
+            seconds = max(0.0, min(seconds, self._deadline - time.monotonic()))
+        wait = getattr(self._signals, "wait", time.sleep)
+        return wait(seconds) is not False
+
+    def _wait_for_work(self) -> None:
+        pause = self._options.sleep
+        if self._options.burst or self._options.max_memory or self._budget.is_limited:
+            pause = min(pause, BETWEEN_LOOKS)
+        if not self._is_told():
+            pause = min(pause, self._look())
+        if pause <= 0:
+            return
+        logger.debug("waiting for tasks")
+        self.is_hungry = True
+        is_woken = self._wait(pause)
+        self.is_hungry = False
+        if not is_woken and self._next_claim == 0:
+            self._next_claim = time.monotonic() + LONGEST_PAUSE
+        elif is_woken:
+            self._next_claim = 0.0
+
+    def _look(self) -> float:
+        """Return how long there is nothing to do, in seconds, where no heart tells."""
+        engine = Engine.on(self._using)
+
+        def look() -> float:
+            if taking.settle(engine):
+                return 0
+            upcoming = readiness.look(engine, self.wanted()).upcoming
+            return self._options.sleep if upcoming is None else max(upcoming, 0)
+
+        return unless_unreachable(engine.connection, look, otherwise=self._options.sleep)
+
+    def _is_done(self) -> bool:
+        """Tell whether nothing runs and nothing is due."""
+        others = (self._threads, self._coroutines)
+        if any(each is not None and each.is_busy for each in others):
+            return False
+        engine = Engine.on(self._using)
+        names = frozenset(self._tasks._tasks)
+        wanted = self._options.queues.all(names, self._options.backend)
+
+        def look() -> bool:
+            taking.settle(engine)
+            found = readiness.look(engine, wanted)
+            return not (found.is_ready or found.is_rescued or found.is_unsettled)
+
+        if unless_unreachable(engine.connection, look, otherwise=False):
+            return True
+        for each in (self, *others):
+            if each is not None:
+                each.wake()
+        return False
+
+    def _drain(self) -> None:
+        """Wait for what runs in threads; a second request to stop hands it back instead."""
+        began, has_said = time.monotonic(), False
+        patience = self._options.shutdown_timeout
+        for each in (self._threads, self._coroutines):
+            if each is not None:
+                each.stop()
+        while not self._has_drained():
+            if getattr(self._signals, "kill_now", False) and not has_said:
+                has_said = True
+                say(STOPPING)
+            is_late = patience is not None and time.monotonic() - began > patience
+            if getattr(self._signals, "force_now", False) or is_late:
+                raise ForcedStop
+
+    def _has_drained(self) -> bool:
+        drains = [each.drain for each in (self._threads, self._coroutines) if each is not None]
+        return all(drain(0.1) for drain in drains) and self._tasks._pool_runner.drain(timeout=0.1)
+
+
+def memory() -> float:
+    """Return how much memory this process uses, in MiB: now on Linux, elsewhere at most."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * _page_size() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _page_size() -> int:
+    import resource
+
+    return resource.getpagesize()
+
+
+def _settle_doubts(using: str) -> None:
+    engine = Engine.on(using)
+    try:
+        persevere(engine.connection, "unlock rows", lambda: runs.settle_doubts(engine), HURRIED)
+    except Exception as error:
+        logger.warning("A row may stay locked until MAX_RUN_TIME is over: %s", error)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _require_tables(using: str) -> None:
+    """Refuse to start without tables, rather than fail at every look; an outage is waited for."""
+    try:
+        # What the last migration added, so that one which was not run is noticed too.
+        Worker.objects.using(using).values("requests").first()
+        Task.objects.using(using).values("return_value").first()
+    except Exception as error:
+        if vendors.is_missing_table(error):
+            raise BackgroundTaskError(
+                f"The database {using!r} lacks the table {Task._meta.db_table}, or columns of it: "
+                "run manage.py migrate."
+            ) from error
+        if not isinstance(error, TRANSIENT):
+            raise
+        logger.warning("The database %r is unreachable (%s); trying again.", using, error)
+        disconnect(connections[using])
