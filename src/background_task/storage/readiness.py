@@ -69,8 +69,8 @@ def look(engine: Engine, wanted: Wanted) -> Look:
     """Look, without changing anything, whether there is something to take; one statement.
 
     Returns:
-        whether a row may run; whether one that has lost a worker may; whether :func:`settle` would
-        find something; and in how many seconds the next row is due.
+        whether a row may run; whether one that has lost a worker may; whether :func:`promote` or
+        :func:`adopt` would find something; and in how many seconds the next row is due.
     """
     ready, parameters = free(engine, wanted, State.READY)
     rescued, same = free(engine, wanted, State.RESCUED)
@@ -85,6 +85,12 @@ def look(engine: Engine, wanted: Wanted) -> Look:
     upcoming = None if seconds is None else float(seconds)
     is_due = upcoming is not None and upcoming <= 0
     return Look(bool(is_ready), bool(is_rescued), bool(is_unknown) or is_due, upcoming)
+
+
+def question(engine: Engine, wanted: Wanted) -> tuple[str, list[Any]]:
+    """Return the statement that asks whether a row may run, for who asks it again and again."""
+    ready, parameters = free(engine, wanted, State.READY)
+    return f"SELECT EXISTS(SELECT 1 FROM background_task WHERE {ready})", parameters
 
 
 def settle(engine: Engine) -> int:

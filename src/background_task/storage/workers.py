@@ -76,21 +76,49 @@ def _delete(engine: Engine, worker_id: str) -> None:
     engine.run("DELETE FROM background_task_worker WHERE worker_id = %s", [worker_id])
 
 
-def beat(engine: Engine, worker_ids: Sequence[str]) -> dict[str, str]:
-    """Show that these workers live.
+class Pulse(NamedTuple):
+    """What a beat tells: see :func:`beat`."""
+
+    requests: str | None
+    suspects: list[Suspect]
+
+
+def beat(engine: Engine, worker_id: str, others: Sequence[str] = ()) -> Pulse:
+    """Show that a worker lives, and which other hearts have stood still; one statement if possible.
+
+    Args:
+        engine: where.
+        worker_id: the worker.
+        others: workers of which it is known that they live too.
 
     Returns:
-        what is asked of each, but for those of which somebody has said that they are dead.
+        what is asked of the worker, None if somebody has said that it is dead; and those that may
+        be dead.
     """
-    if not worker_ids:
-        return {}
-    where = f"WHERE worker_id IN ({', '.join(['%s'] * len(worker_ids))})"
-    update = f"UPDATE background_task_worker SET seen_at = {engine.now} {where}"
+    alive = [worker_id, *others]
+    update = f"""
+        UPDATE background_task_worker SET seen_at = {engine.now}
+        WHERE worker_id IN ({", ".join(["%s"] * len(alive))})
+    """
+    silent, still = _silence(engine)
+    asked = f"""
+        SELECT worker_id, lock_key, held, {silent}, requests FROM background_task_worker
+        WHERE worker_id = %s OR {still}
+    """
     if engine.vendor.can_return_changed:
-        return dict(engine.fetch(f"{update} RETURNING worker_id, requests", worker_ids))
-    engine.run(update, worker_ids)
-    asked = f"SELECT worker_id, requests FROM background_task_worker {where}"
-    return dict(engine.fetch(asked, worker_ids))
+        rows = engine.fetch(f"WITH beaten AS ({update}) {asked}", [*alive, worker_id])
+    else:
+        engine.run(update, alive)
+        rows = engine.fetch(asked, [worker_id])
+    own = next((row[-1] for row in rows if row[0] == worker_id), None)
+    return Pulse(own, [Suspect._make(row[:-1]) for row in rows if row[0] not in alive])
+
+
+def _silence(engine: Engine) -> tuple[str, str]:
+    """Return expressions: how long a heart has stood still, and whether for so long as to judge."""
+    limits = [engine.vendor.before(engine.connection, each) for each in (STILL, STILL_WITHOUT_LOCK)]
+    still = f"seen_at < {limits[0]} AND (lock_key IS NOT NULL OR seen_at < {limits[1]})"
+    return engine.vendor.seconds_until("seen_at", engine.now), f"({still})"
 
 
 def take_requests(engine: Engine, worker_id: str, requests: str) -> bool:
@@ -105,21 +133,6 @@ def note_held(engine: Engine, worker_id: str, keys: Iterable[int]) -> None:
         "UPDATE background_task_worker SET held = %s WHERE worker_id = %s",
         [_packed(keys), worker_id],
     )
-
-
-def suspects(engine: Engine) -> list[Suspect]:
-    """Return the workers whose heart has stood still for so long that they may be dead."""
-    silent = engine.vendor.seconds_until("seen_at", engine.now)
-    limits = [engine.vendor.before(engine.connection, each) for each in (STILL, STILL_WITHOUT_LOCK)]
-    return [
-        Suspect._make(row)
-        for row in engine.fetch(
-            f"""
-            SELECT worker_id, lock_key, held, {silent} FROM background_task_worker
-            WHERE seen_at < {limits[0]} AND (lock_key IS NOT NULL OR seen_at < {limits[1]})
-            """
-        )
-    ]
 
 
 def all_but(engine: Engine, worker_id: str) -> list[Suspect]:

@@ -41,6 +41,11 @@ class Watch(Protocol):
         """The file that can be read when there is news; None where news has to be asked for."""
         ...
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether it tells of changes only; else it always says that there may be some."""
+        ...
+
     def has_news(self) -> bool:
         """Tell whether there may be rows that were not there the last time."""
         ...
@@ -219,6 +224,8 @@ class Vendor:
 
 class AlwaysNews:
     """A watch that has to be asked, and cannot tell."""
+
+    is_certain = False
 
     def fileno(self) -> None:
         """There is none."""

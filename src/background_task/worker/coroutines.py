@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,7 @@ class Coroutines:
         backend: take only what came through this alias of Django's door; None takes all.
         concurrency: how many may be in flight at a time.
         budget: how many tasks may still be run.
+        on_hunger: called when there is room for more, and nothing was due.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Coroutines:
         backend: str | None,
         concurrency: int,
         budget: Budget,
+        on_hunger: Callable[[], None],
     ) -> None:
         self._tasks = tasks
         self._names = taking.Names(tasks)
@@ -72,6 +74,7 @@ class Coroutines:
         self._backend = backend
         self._concurrency = concurrency
         self._budget = budget
+        self._on_hunger = on_hunger
         self._loop: EventLoop | None = None
         self._in_flight: set[Flight] = set()
         self._landed: deque[Flight] = deque()
@@ -143,6 +146,8 @@ class Coroutines:
                 self._next_look = time.monotonic() + AFTER_A_FAILURE
             pause = self._pause()
             self._is_hungry = pause is not None and pause > 0
+            if self._is_hungry:
+                self._on_hunger()
             self._woken.wait(pause)
             self._is_hungry = False
             self._woken.clear()

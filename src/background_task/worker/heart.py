@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from background_task import vendors
 from background_task.models.rows import has_ended, this_worker
 from background_task.records import Wanted
+from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import BETWEEN_NOTICES, NEW
@@ -31,7 +33,9 @@ logger = logging.getLogger("background_task.tasks")
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.
 GRACE = 2.5
+# Between two tries to reach the database at most, and two looks while all are busy, in seconds.
 LONGEST_PAUSE = 1.0
+BETWEEN_LOOKS = 0.25
 
 
 class Driver(Protocol):
@@ -86,13 +90,13 @@ class Heart:
         self._lock: vendors.SessionLock | None = None
         self._ear: int | None = None
         self._using_engine = threading.Lock()
-        self._next_beat = self._next_look = 0.0
+        self._next_beat = self._next_look = self._next_expiry = 0.0
         self._judges_from = time.monotonic() + GRACE
         self._is_stopping = False
         self._registered = threading.Event()
-        self._asked, self._ask = socket.socketpair()
+        self._asked, self._asking = socket.socketpair()
         self._asked.setblocking(False)
-        self._ask.setblocking(False)
+        self._asking.setblocking(False)
         self._selector = selectors.DefaultSelector()  # which knows more than 1,024 files
         self._selector.register(self._asked, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._work, name="heart", daemon=True)
@@ -111,14 +115,19 @@ class Heart:
         self.poke()
         if self._thread.is_alive():
             self._thread.join(LONGEST_PAUSE)
-        for end in (self._selector, self._asked, self._ask):
+        for end in (self._selector, self._asked, self._asking):
             with suppress(OSError):
                 end.close()
 
     def poke(self) -> None:
         """Let it look at once; safe in any thread."""
         with suppress(OSError):  # full: it is awake already
-            self._ask.send(b"\0")
+            self._asking.send(b"\0")
+
+    def expect_hunger(self) -> None:
+        """Know that a driver is hungry now: where news has to be asked for, ask from now on."""
+        if self._ear is None:
+            self.poke()
 
     def note_held(self, keys: Iterable[int]) -> None:
         """Note, where it survives this process, which rows a transaction of it is going to hold."""
@@ -170,45 +179,51 @@ class Heart:
                 self._next_beat = now + workers.BETWEEN_BEATS
                 self._beat(has_lock)
             hungry = [driver for driver in self._drivers if driver.is_hungry]
-            if hungry and now >= self._next_look:
-                self._look(hungry)
-            self._wait(watch, is_hungry=bool(hungry))
+            if now >= self._next_look:
+                self._look(hungry or self._drivers)
+            if not hungry:
+                # Nobody need be woken; but what becomes due may be more urgent than what waits.
+                self._next_look = min(self._next_look, now + BETWEEN_LOOKS)
+            self._wait(watch, hungry)
 
     def _beat(self, has_lock: bool) -> None:
         with self._using_engine:
             if has_lock and self._lock is None:
                 key = workers.lock_key(self._worker_id)
                 self._lock = self._engine.vendor.session_lock(self._engine.connection, key)
-            asked = workers.beat(self._engine, [self._worker_id])
-            if self._worker_id not in asked:
-                if self._registered.is_set():
-                    logger.warning("This worker was taken for dead; what it ran runs again")
-                workers.register(
-                    self._engine,
-                    self._worker_id,
-                    name=self._name,
-                    queues=self._queues,
-                    supervisor=self._supervisor,
-                    has_lock=has_lock,
-                )
-            else:
-                self._do(asked[self._worker_id])
+            pulse = workers.beat(self._engine, self._worker_id)
+            if pulse.requests is None:
+                self._register(has_lock)
+            elif pulse.requests:
+                self._do(pulse.requests)
             if time.monotonic() >= self._judges_from:
-                self._rescue(workers.suspects(self._engine))
-            if not self._registered.is_set():
-                # What ended the last worker on this host may be what would be taken first.
-                self._rescue(filter(_has_ended, workers.all_but(self._engine, self._worker_id)))
-            self._registered.set()
+                self._rescue(pulse.suspects)
+            if time.monotonic() >= self._next_expiry:
+                self._next_expiry = time.monotonic() + _between_expiries()
+                readiness.expire(self._engine)
+        self._registered.set()
+
+    def _register(self, has_lock: bool) -> None:
+        if self._registered.is_set():
+            logger.warning("This worker was taken for dead; what it ran runs again")
+        workers.register(
+            self._engine,
+            self._worker_id,
+            name=self._name,
+            queues=self._queues,
+            supervisor=self._supervisor,
+            has_lock=has_lock,
+        )
+        # What ended the last worker on this host may be what would be taken first.
+        self._rescue(filter(_has_ended, workers.all_but(self._engine, self._worker_id)))
 
     def _do(self, requests: str) -> None:
-        if requests and workers.take_requests(self._engine, self._worker_id, requests):
+        if workers.take_requests(self._engine, self._worker_id, requests):
             for request in requests.split():
                 self._on_request(request)
 
     def _rescue(self, suspects: Iterable[workers.Suspect]) -> None:
         for suspect in suspects:
-            if suspect.worker_id == self._worker_id:
-                continue
             count = workers.rescue(self._engine, suspect)
             if count is not None:
                 logger.warning(
@@ -218,48 +233,68 @@ class Heart:
                 )
                 self._next_look = 0.0
 
-    def _look(self, hungry: Collection[Driver]) -> None:
-        """Wake those who wait for what is there."""
-        pause = self._sleep
-        for driver in hungry:
-            wanted = driver.wanted()
-            with self._using_engine:
-                found = readiness.look(self._engine, wanted)
-                if found.is_unsettled and readiness.settle(self._engine):
-                    found = readiness.look(self._engine, wanted)
-            if found.is_ready or found.is_rescued:
-                driver.wake()
-            if found.upcoming is not None:
-                pause = min(pause, max(found.upcoming, 0))
-        self._next_look = time.monotonic() + pause
-
-    def _wait(self, watch: vendors.Watch, *, is_hungry: bool) -> None:
-        """Wait for the next beat, the next look, or news."""
-        until = min(self._next_beat, self._next_look) if is_hungry else self._next_beat
-        timeout = max(until - time.monotonic(), 0)
-        if self._ear is None and is_hungry:
-            timeout = min(timeout, self._engine.vendor.between_questions)
-        is_told = self._pause(timeout)
-        if not is_told and (self._ear is not None or not is_hungry):
+    def _look(self, drivers: Collection[Driver]) -> None:
+        """Wake these if there is something for them."""
+        self._next_look = time.monotonic() + self._sleep
+        wanted = _wanted(drivers)
+        if not wanted.names:
             return
         with self._using_engine:
-            is_news = watch.has_news()
-        if is_news and self._ear is None:
-            self._next_look = 0.0
-        elif is_news:
-            for driver in self._drivers:
-                driver.wake()
-            # Some that are stored soon after are not told of.
-            self._next_look = min(self._next_look, time.monotonic() + BETWEEN_NOTICES)
+            found = readiness.look(self._engine, wanted)
+            if found.is_unsettled:
+                readiness.adopt(self._engine)
+                readiness.promote(self._engine)
+                found = readiness.look(self._engine, wanted)
+        if found.is_ready or found.is_rescued:
+            _wake(drivers)
+        if found.upcoming is not None:
+            upcoming = time.monotonic() + max(found.upcoming, 0)
+            self._next_look = min(self._next_look, upcoming)
+
+    def _wait(self, watch: vendors.Watch, hungry: Collection[Driver]) -> None:
+        """Wait for the next beat, the next look, or news."""
+        until = min(self._next_beat, self._next_look)
+        if self._ear is None and hungry:
+            self._ask(watch, hungry, until)
+        elif self._pause(until - time.monotonic()):
+            with self._using_engine:
+                is_news = watch.has_news()
+            if is_news:
+                _wake(self._drivers)
+                # Some that are stored soon after are not told of.
+                soon = time.monotonic() + BETWEEN_NOTICES
+                self._next_look = min(self._next_look, soon)
+
+    def _ask(self, watch: vendors.Watch, hungry: Collection[Driver], until: float) -> None:
+        """Ask for news, again and again, until there is some or the time has come."""
+        wanted = _wanted(hungry)
+        pause = self._engine.vendor.between_questions
+        question, parameters = readiness.question(self._engine, wanted)
+        while wanted.names and (left := until - time.monotonic()) > 0:
+            if self._pause(min(left, pause)):
+                return
+            with self._using_engine:
+                if not watch.has_news():
+                    continue
+                if not watch.is_certain and not self._engine.fetch(question, parameters)[0][0]:
+                    continue
+            if watch.is_certain:
+                self._next_look = 0.0
+            else:
+                _wake(hungry)
+            return
+        self._pause(until - time.monotonic())
 
     def _pause(self, timeout: float) -> bool:
         """Wait; tells whether there is something to hear."""
-        ready = [key.fd for key, _ in self._selector.select(timeout)]
-        if self._asked.fileno() in ready:
+        ready = self._selector.select(max(timeout, 0))
+        if not ready:
+            return False
+        if self._asked in [key.fileobj for key, _ in ready]:
             with suppress(OSError):
                 self._asked.recv(4096)
             self._next_look = 0.0
-        return self._ear in ready
+        return True
 
     def _disconnect(self) -> None:
         with self._using_engine:
@@ -275,6 +310,20 @@ class Heart:
             if self._lock is not None:
                 self._lock.release()
         self._engine.close()
+
+
+def _wanted(drivers: Collection[Driver]) -> Wanted:
+    each = [driver.wanted() for driver in drivers]
+    return replace(each[0], names=frozenset(name for one in each for name in one.names))
+
+
+def _wake(drivers: Collection[Driver]) -> None:
+    for driver in drivers:
+        driver.wake()
+
+
+def _between_expiries() -> float:
+    return min(max(app_settings.BACKGROUND_TASK_MAX_RUN_TIME / 4, 0.5), 30.0)
 
 
 def _has_ended(suspect: workers.Suspect) -> bool:

@@ -138,13 +138,20 @@ class Process:
         engine = Engine(self._using)
         stack.callback(engine.close)
         if options.threads > 1:
-            self._threads = Threads(options.threads, self._make_functions, engine)
+            self._threads = Threads(
+                options.threads, self._make_functions, engine, on_hunger=self._expect_hunger
+            )
             stack.callback(self._threads.stop)
         else:
             self._functions = self._make_functions(engine)
             stack.callback(self._functions.close)
         self._coroutines = Coroutines(
-            tasks, options.queues, options.backend, options.concurrency, self._budget
+            tasks,
+            options.queues,
+            options.backend,
+            options.concurrency,
+            self._budget,
+            on_hunger=self._expect_hunger,
         )
         stack.callback(self._coroutines.close)
 
@@ -159,6 +166,10 @@ class Process:
             self._budget,
             None if is_shared else self._note_held,
         )
+
+    def _expect_hunger(self) -> None:
+        if self._heart is not None:
+            self._heart.expect_hunger()
 
     def _note_held(self, keys: Any) -> None:
         if self._heart is not None:
@@ -273,6 +284,7 @@ class Process:
             return
         logger.debug("waiting for tasks")
         self.is_hungry = True
+        self._expect_hunger()
         is_woken = self._wait(pause)
         self.is_hungry = False
         if not is_woken and self._next_claim == 0:
@@ -285,7 +297,7 @@ class Process:
         engine = Engine.on(self._using)
 
         def look() -> float:
-            if taking.settle(engine):
+            if readiness.settle(engine):
                 return 0
             upcoming = readiness.look(engine, self.wanted()).upcoming
             return self._options.sleep if upcoming is None else max(upcoming, 0)
@@ -302,7 +314,7 @@ class Process:
         wanted = self._options.queues.all(names, self._options.backend)
 
         def look() -> bool:
-            taking.settle(engine)
+            readiness.settle(engine)
             found = readiness.look(engine, wanted)
             return not (found.is_ready or found.is_rescued or found.is_unsettled)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.models.rows import this_worker
 from background_task.records import Claim, Mark
-from background_task.storage import claim, leases, readiness
+from background_task.storage import claim, leases
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
 from background_task.storage.transient import HURRIED, TRANSIENT, persevere
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("background_task.tasks")
 
 Taken = TypeVar("Taken")
-
-# How often, in seconds, a busy worker looks which rows have become due meanwhile.
-BETWEEN_SETTLINGS = 0.25
-_next_settling: dict[str, float] = {}
 
 # One thread of this process takes rows at a time, so that what it has locked is what it runs.
 _lock = threading.Lock()
@@ -113,21 +108,11 @@ def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
 
 def _without_doubt(engine: Engine, verb: Callable[[], Taken]) -> Taken:
     runs.settle_doubts(engine)
-    if time.monotonic() > _next_settling.get(engine.using, 0):
-        settle(engine)
     try:
         return verb()
     except TRANSIENT:
         runs.doubt(engine.using)
         raise
-
-
-def settle(engine: Engine) -> int:
-    """Say of every row that may run that it may; return how many rows have changed."""
-    changed = readiness.settle(engine)
-    if not changed:  # else there may be more of them
-        _next_settling[engine.using] = time.monotonic() + BETWEEN_SETTLINGS
-    return changed
 
 
 def read(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:

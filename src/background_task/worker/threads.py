@@ -28,13 +28,21 @@ class Threads:
         count: how many.
         make: makes what a thread runs, on the connection that they share.
         engine: that connection.
+        on_hunger: called when a thread begins to wait.
     """
 
-    def __init__(self, count: int, make: Callable[[Engine], Functions], engine: Engine) -> None:
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[Engine], Functions],
+        engine: Engine,
+        on_hunger: Callable[[], None],
+    ) -> None:
         self._count = count
         self._make = make
         self._wanted = make(engine).wanted
         self._engine = engine
+        self._on_hunger = on_hunger
         self._changed = threading.Condition()
         self._waiting = 0
         self._woken = 0
@@ -107,6 +115,7 @@ class Threads:
     def _wait(self, timeout: float | None) -> None:
         with self._changed:
             self._waiting += 1
+            self._on_hunger()
             self._changed.wait_for(lambda: self._woken > 0, timeout)
             self._waiting -= 1
             self._woken = max(self._woken - 1, 0)
