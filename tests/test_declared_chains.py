@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -233,9 +232,11 @@ def test_four_workers_that_start_together_keep_one_chain(
         child.process.terminate()
     assert [child.wait() for child in workers] == [0, 0, 0, 0]
     assert set(seen) == {1}
-    runs = list(CompletedTask.objects.order_by("pk").values_list("locked_at", flat=True))
-    # The first was due before there was a worker, the others run when they are due.
-    assert all(b - a > timedelta(seconds=0.5) for a, b in itertools.pairwise(runs[1:]))
+    runs = list(CompletedTask.objects.order_by("pk"))
+    # One for each second at most, however late the machine lets them begin. (The first was due a
+    # moment before it was stored.)
+    seconds = (runs[-1].locked_at - runs[0].enqueued_at).total_seconds()
+    assert len(runs) <= seconds + 1.5
     assert "Traceback" not in "".join(child.text() for child in workers)
 
 

@@ -242,7 +242,9 @@ class Heart:
         with self._using_engine:
             found = readiness.look(self._engine, wanted)
             if found.is_unsettled:
-                readiness.adopt(self._engine)
+                if readiness.adopt(self._engine):
+                    # A worker of the predecessor may have locked some of them, and be gone.
+                    readiness.expire(self._engine)
                 readiness.promote(self._engine)
                 found = readiness.look(self._engine, wanted)
         if found.is_ready or found.is_rescued:
