@@ -12,6 +12,8 @@ import pytest
 from demo_process import Demo, lives
 from support import wait_until
 
+pytestmark = pytest.mark.xdist_group("demo")  # some share a server
+
 FORM = "application/x-www-form-urlencoded"
 TASKS = "/api/v1/tasks/"
 

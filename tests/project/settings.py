@@ -57,6 +57,8 @@ TIME_ZONE = "Europe/Madrid"
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "project.urls"
 STATIC_URL = "static/"
+# Nobody's password: the default takes a second to be hashed.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DEFAULT_AUTO_FIELD = os.environ.get("TEST_AUTO_FIELD", "django.db.models.BigAutoField")
 INSTALLED_APPS = [
     "django.contrib.admin",
