@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
+
+from background_task.states import State
+
+
+class NewTask(NamedTuple):
+    """A call that is to be stored: the columns of its row that differ from call to call."""
+
+    task_name: str
+    task_params: str
+    task_hash: str
+    priority: int
+    run_at: datetime
+    queue: str | None
+    backend: str | None
+    result_id: UUID
+    enqueued_at: datetime
+    state: State
 
 
 class Claim(NamedTuple):

@@ -133,15 +133,20 @@ task_started.connect(close_old_connections)
 task_finished.connect(close_old_connections)
 
 
-def is_heard(signal: Signal, sender: Any, *, but_for: Collection[Callable[..., Any]]) -> bool:
+# By this the receiver of task_created is known that runs a task at once, where that is asked for.
+EAGER = "background_task.eager"
+
+
+def is_heard(signal: Signal, sender: Any, *, but_for: Collection[Callable[..., Any] | str]) -> bool:
     """Tell whether anybody listens to ``signal`` beside these receivers.
 
     Args:
         signal: the signal.
         sender: by whom it would be sent.
-        but_for: functions that do not count; they are connected for every sender.
+        but_for: what does not count: functions that are connected for every sender, or the
+            ``dispatch_uid`` of such.
     """
-    own = {id(receiver) for receiver in but_for}
+    own = {each if isinstance(each, str) else id(each) for each in but_for}
     # The first part of an entry is what identifies its receiver and its sender.
     others = [entry for entry in signal.receivers if entry[0][0] not in own]
     return bool(others) and signal.has_listeners(sender)

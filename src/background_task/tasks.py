@@ -343,4 +343,4 @@ def _run_eagerly(task: Task, **kwargs: Any) -> None:
         raise error
 
 
-signals.task_created.connect(_run_eagerly)
+signals.task_created.connect(_run_eagerly, dispatch_uid=signals.EAGER)

@@ -118,6 +118,26 @@ def _pauses(timeout: float | None) -> Iterator[float]:
     yield 0
 
 
+def waiting(
+    task: Any, result_id: str, enqueued_at: datetime, args: list[Any], kwargs: dict[str, Any]
+) -> TaskResult:
+    """Return the result of a task that was enqueued just now."""
+    return TaskResult(
+        task=task,
+        id=result_id,
+        status=Status.READY,
+        enqueued_at=enqueued_at,
+        started_at=None,
+        finished_at=None,
+        last_attempted_at=None,
+        args=args,
+        kwargs=kwargs,
+        backend=task.backend,
+        errors=[],
+        worker_ids=[],
+    )
+
+
 def of(found: Found, task: Any) -> Any:
     """Return the result of a task that was looked up, in whichever table it was."""
     if found.finished is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
+from django.utils import timezone
 
 from background_task import signals
 from background_task._compat import (
@@ -25,7 +28,10 @@ from background_task.backends.options import Options
 from background_task.exceptions import ArgumentTypeError
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
+from background_task.records import NewTask
 from background_task.settings import app_settings
+from background_task.states import State
+from background_task.utils import would_log
 
 if TYPE_CHECKING:
     from background_task.models import Task as Row
@@ -58,6 +64,11 @@ class DatabaseBackend(BaseTaskBackend):
     def policy(self) -> Any:
         """The retry policy of tasks that say nothing themselves."""
         return self._options.policy
+
+    @property
+    def commits_first(self) -> bool:
+        """Whether a row is stored only when the transaction of the caller is committed."""
+        return self._options.on_commit
 
     @property
     def database(self) -> str:
@@ -117,74 +128,65 @@ class DatabaseBackend(BaseTaskBackend):
         """See :meth:`enqueue_many`."""
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
-    def _store(self, calls: list[Call]) -> list[Any]:
+    def _store(self, calls: Sequence[Call]) -> list[Any]:
         from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-        from background_task.storage import enqueue
-
         database = self.database
-
-        for task in {id(task): task for task, _, _ in calls}.values():
-            self.validate_task(task)
-        # Whoever asks the task for its result has to find the backend that has stored it.
-        calls = [(_of_alias(task, self.alias), args, kwargs) for task, args, kwargs in calls]
         _ = self._options.policy  # wrong options are refused before anything is stored
-        rows = [self._row(*call) for call in calls]
-        results = [
-            _waiting(row, task, self.alias) for row, (task, _, _) in zip(rows, calls, strict=True)
-        ]
-        now: list[tuple[Row, Any]] = []
-        later: list[tuple[Row, Any]] = []
-        for pair, (task, _, _) in zip(zip(rows, results, strict=True), calls, strict=True):
-            wanted = getattr(task, "on_commit", None)
-            on_commit = self._options.on_commit if wanted is None else wanted
-            (later if on_commit else now).append(pair)
-
-        def store(pairs: list[tuple[Row, Any]]) -> None:
-            enqueue.insert(database, [row for row, _ in pairs])
-            for row, result in pairs:
-                object.__setattr__(result, "enqueued_at", row.enqueued_at)
-                signals.announce(tasks_signals.task_enqueued, type(self), task_result=result)
-            if not app_settings.BACKGROUND_TASK_EAGER:
-                for row, _ in pairs:
-                    signals.announce(signals.task_created, type(self), task=row)
-                return
-            try:
-                for row, _ in pairs:  # what an eager task raises is raised here
-                    signals.task_created.send(sender=type(self), task=row)
-            finally:
-                for _, result in pairs:
-                    result.refresh()
-
+        doors: dict[int, _Door] = {}
+        now: list[tuple[NewTask, Any]] = []
+        later: list[tuple[NewTask, Any]] = []
+        results: list[Any] = []
+        moment = timezone.now()
+        for task, args, kwargs in calls:
+            door = doors.get(id(task)) or doors.setdefault(id(task), _Door(self, task))
+            pair = door.called(args, kwargs, moment)
+            (later if door.on_commit else now).append(pair)
+            results.append(pair[1])
         if now:
-            store(now)
+            self._store_now(database, now)
         if later:
+            for _, result in later:
+                object.__setattr__(result, "enqueued_at", None)
             # The transaction that matters to the caller is that of his own tables.
             own = connections[DEFAULT_DB_ALIAS].in_atomic_block
             using = DEFAULT_DB_ALIAS if own else database
-            transaction.on_commit(partial(store, later), using=using)
+            transaction.on_commit(partial(self._store_later, database, later), using=using)
         return results
 
-    def _row(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Row:
-        from background_task.models import Task as Row
+    def _store_later(self, database: str, pairs: Sequence[tuple[NewTask, Any]]) -> None:
+        moment = timezone.now()
+        dated = []
+        for new, result in pairs:
+            object.__setattr__(result, "enqueued_at", moment)
+            dated.append(
+                (_dated(new, moment, is_deferred=result.task.run_after is not None), result)
+            )
+        self._store_now(database, dated)
 
-        given: tuple[Any, ...] = (None, *args) if task.takes_context else tuple(args)
-        name = registry.name_of(task)
-        arguments.check_signature(name, task.func, given, kwargs, ())
-        if task.run_after is not None:  # named as the caller knows it
-            arguments.moment("run_after", task.run_after, strict=False)
-        row = Row.objects.new_task(
-            arguments.task_name(name),
-            normalize_json(list(args)),
-            normalize_json(kwargs),
-            run_at=task.run_after,
-            priority=mirrored(int(task.priority), ascending=app_settings.is_ascending()),
-            queue=task.queue_name,
-        )
-        row.backend = self.alias
-        row.result_id = uuid7()
-        row.identify(result_id=row.result_id)
-        return row
+    def _store_now(self, database: str, pairs: Sequence[tuple[NewTask, Any]]) -> None:
+        from background_task.storage import enqueue
+
+        is_eager = app_settings.BACKGROUND_TASK_EAGER
+        rows: list[Row] = []
+        if is_eager or enqueue.is_watched() or _is_told_of_rows(type(self)):
+            rows = [enqueue.as_row(new) for new, _ in pairs]
+            enqueue.insert(database, rows)
+        else:
+            enqueue.store(database, [new for new, _ in pairs])
+        if _is_told_of_results(type(self)):
+            for _, result in pairs:
+                signals.announce(tasks_signals.task_enqueued, type(self), task_result=result)
+        if not is_eager:
+            for row in rows:
+                signals.announce(signals.task_created, type(self), task=row)
+            return
+        try:
+            for row in rows:  # what an eager task raises is raised here
+                signals.task_created.send(sender=type(self), task=row)
+        finally:
+            for _, result in pairs:
+                result.refresh()
 
     def get_result(self, result_id: str) -> Any:
         """Return the result of a task by its id, whoever asks.
@@ -227,25 +229,80 @@ class DatabaseBackend(BaseTaskBackend):
         return messages
 
 
-def _of_alias(task: Any, alias: str) -> Any:
-    return task if task.backend == alias else definitions.unchecked(task, backend=alias)
+class _Door:
+    """What the calls of one task have in common.
+
+    Args:
+        backend: that of this enqueue.
+        task: the task.
+
+    Raises:
+        InvalidTask: the task is not for this backend.
+    """
+
+    def __init__(self, backend: DatabaseBackend, task: Any) -> None:
+        backend.validate_task(task)
+        self._backend = backend
+        # Whoever asks the task for its result has to find the backend that has stored it.
+        self._task = task
+        if task.backend != backend.alias:
+            self._task = definitions.unchecked(task, backend=backend.alias)
+        wanted = getattr(task, "on_commit", None)
+        self.on_commit = backend.commits_first if wanted is None else wanted
+        self._name = arguments.task_name(registry.name_of(task))
+        self._priority = arguments.priority(
+            mirrored(int(task.priority), ascending=app_settings.is_ascending())
+        )
+        self._queue = arguments.text("queue_name", task.queue_name, arguments.LONGEST_NAME)
+        self._run_at = task.run_after
+        if task.run_after is not None:
+            self._run_at = arguments.moment("run_after", task.run_after, strict=False)
+
+    def called(self, args: Any, kwargs: Any, now: datetime) -> tuple[NewTask, Any]:
+        """Return one call as it is to be stored, and its result.
+
+        Raises:
+            TypeError: the arguments are no JSON, or the function does not take them.
+        """
+        from background_task.api import results
+
+        task = self._task
+        given = (None, *args) if task.takes_context else args
+        arguments.check_signature(self._name, task.func, given, kwargs, ())
+        args = list(args) if arguments.are_plain(args) else normalize_json(list(args))
+        kwargs = normalize_json(kwargs) if kwargs else {}
+        params = arguments.serialize(args, kwargs)
+        public_id = uuid7()
+        new = NewTask(
+            self._name,
+            params,
+            arguments.fingerprint(self._name, params),
+            self._priority,
+            now if self._run_at is None else self._run_at,
+            self._queue,
+            self._backend.alias,
+            public_id,
+            now,
+            State.READY if self._run_at is None or self._run_at <= now else State.SCHEDULED,
+        )
+        return new, results.waiting(task, str(public_id), now, args, kwargs)
 
 
-def _waiting(row: Row, task: Any, alias: str) -> Any:
-    from background_task.api import results
+def _dated(new: NewTask, moment: datetime, *, is_deferred: bool) -> NewTask:
+    """Return the same, enqueued at another moment."""
+    run_at = new.run_at if is_deferred else moment
+    state = State.READY if run_at <= moment else State.SCHEDULED
+    return new._replace(run_at=run_at, enqueued_at=moment, state=state)
 
-    args, kwargs = row.params()
-    return results.TaskResult(
-        task=task,
-        id=str(row.result_id),
-        status=tasks_base.TaskResultStatus.READY,
-        enqueued_at=None,
-        started_at=None,
-        finished_at=None,
-        last_attempted_at=None,
-        args=args,
-        kwargs=kwargs,
-        backend=alias,
-        errors=[],
-        worker_ids=[],
+
+def _is_told_of_rows(sender: type) -> bool:
+    """Tell whether somebody listens to ``task_created``, beside what runs a task eagerly."""
+    return signals.is_heard(signals.task_created, sender, but_for=(signals.EAGER,))
+
+
+def _is_told_of_results(sender: type) -> bool:
+    """Tell whether somebody listens to Django's ``task_enqueued``, or reads its log."""
+    own = (tasks_signals.log_task_enqueued,)
+    return signals.is_heard(tasks_signals.task_enqueued, sender, but_for=own) or would_log(
+        tasks_signals.logger, logging.DEBUG
     )

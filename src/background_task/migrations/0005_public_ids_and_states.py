@@ -2,9 +2,9 @@
 
 - Both primary keys become 64-bit; Django alters the foreign keys that projects hold with them.
 - Every new column may be NULL, so the predecessor's code can still store and run tasks.
-- The indexes that no query reads go: each one is paid for at every enqueue, claim and finish. They
-  are found by looking, since histories differ in their names, and because altering a field would
-  make SQLite copy the whole table each time.
+- Indexes that no query reads go: each is paid for at every enqueue, claim and finish. They are
+  found by looking, since histories differ in their names, and as altering a field would make SQLite
+  copy the whole table each time. That of the type of the creator gives way to a narrower one.
 """
 
 from django.db import migrations, models
@@ -39,22 +39,32 @@ STORAGE = {
 
 
 def drop_unread_indexes(apps, schema_editor):
-    connection = schema_editor.connection
     for model_name, columns in UNREAD.items():
-        model = apps.get_model("background_task", model_name)
-        with connection.cursor() as cursor:
-            found = connection.introspection.get_constraints(cursor, model._meta.db_table)
-        for name, index in found.items():
-            if (
-                index["index"]
-                and not (index["unique"] or index["primary_key"] or index["foreign_key"])
-                and index["columns"]
-                and len(index["columns"]) == 1
-                and index["columns"][0] in columns
-            ):
-                schema_editor.remove_index(
-                    model, _named(models.Index(fields=index["columns"], name="x"), name)
-                )
+        _drop_indexes(apps, schema_editor, model_name, columns)
+
+
+def narrow_creator_indexes(apps, schema_editor):
+    if not schema_editor.connection.features.supports_partial_indexes:
+        return  # MySQL, where a foreign key needs an index of all rows
+    for model_name, index in CREATED_BY.items():
+        schema_editor.add_index(apps.get_model("background_task", model_name), index)
+        _drop_indexes(apps, schema_editor, model_name, ["creator_content_type_id"])
+
+
+def _drop_indexes(apps, schema_editor, model_name, columns):
+    connection = schema_editor.connection
+    model = apps.get_model("background_task", model_name)
+    with connection.cursor() as cursor:
+        found = connection.introspection.get_constraints(cursor, model._meta.db_table)
+    for name, index in found.items():
+        if (
+            index["index"]
+            and not (index["unique"] or index["primary_key"])
+            and index["columns"]
+            and len(index["columns"]) == 1
+            and index["columns"][0] in columns
+        ):
+            schema_editor.remove_index(model, _named(models.Index(fields=["id"], name="x"), name))
 
 
 def _named(index, name):
@@ -72,6 +82,16 @@ def restore_indexes(apps, schema_editor):
             field.db_index = True
             for statement in schema_editor._field_indexes_sql(model, field):
                 schema_editor.execute(statement)
+
+
+def widen_creator_indexes(apps, schema_editor):
+    if not schema_editor.connection.features.supports_partial_indexes:
+        return
+    for model_name, index in CREATED_BY.items():
+        model = apps.get_model("background_task", model_name)
+        field = model._meta.get_field("creator_content_type")
+        schema_editor.execute(schema_editor._create_index_sql(model, fields=[field]))
+        schema_editor.remove_index(model, index)
 
 
 def tune_postgresql(apps, schema_editor):
@@ -108,6 +128,31 @@ def unindexed(model_name):
         "locked_at": models.DateTimeField(blank=True, null=True),
     }
     return [migrations.AlterField(model_name, name, field) for name, field in fields.items()]
+
+
+def creator(related_name):
+    return models.ForeignKey(
+        "contenttypes.ContentType",
+        blank=True,
+        db_index=False,
+        null=True,
+        on_delete=models.CASCADE,
+        related_name=related_name,
+    )
+
+
+def created_by(name):
+    return NarrowedIndex(
+        fields=["creator_content_type", "creator_object_id"],
+        name=name,
+        where=models.Q(creator_content_type__isnull=False),
+    )
+
+
+CREATED_BY = {
+    "Task": created_by("background_task_created_by"),
+    "CompletedTask": created_by("background_task_done_for"),
+}
 
 
 def nullable(field_class, **options):
@@ -169,10 +214,6 @@ class Migration(migrations.Migration):
             models.UniqueConstraint(fields=["result_id"], name="background_task_result_id"),
         ),
         migrations.AddConstraint(
-            "task",
-            models.UniqueConstraint(fields=["unique_key"], name="background_task_unique_key"),
-        ),
-        migrations.AddConstraint(
             "completedtask",
             models.UniqueConstraint(fields=["result_id"], name="background_task_done_result_id"),
         ),
@@ -204,7 +245,29 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AddIndex(
+            "task",
+            NarrowedIndex(
+                fields=["unique_key"],
+                name="background_task_unique_key",
+                where=models.Q(unique_key__isnull=False),
+                unique=True,
+            ),
+        ),
+        migrations.AddIndex(
             "completedtask", models.Index(fields=["run_at"], name="background_task_finished")
+        ),
+        migrations.SeparateDatabaseAndState(
+            state_operations=[
+                migrations.AddIndex("task", CREATED_BY["Task"]),
+                migrations.AddIndex("completedtask", CREATED_BY["CompletedTask"]),
+                migrations.AlterField("task", "creator_content_type", creator("background_task")),
+                migrations.AlterField(
+                    "completedtask", "creator_content_type", creator("completed_background_task")
+                ),
+            ],
+            database_operations=[
+                migrations.RunPython(narrow_creator_indexes, widen_creator_indexes)
+            ],
         ),
         migrations.RunPython(tune_postgresql, untune_postgresql),
     ]

@@ -8,10 +8,12 @@ from typing import Any, Self
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
+from django.db.models import Q
 from django.utils import timezone
 
 from background_task.models import rows
 from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
+from background_task.models.indexes import NarrowedIndex
 from background_task.states import State
 
 
@@ -43,6 +45,7 @@ class CompletedTask(rows.Row):
         blank=True,
         related_name="completed_background_task",
         on_delete=models.CASCADE,
+        db_index=False,  # see the index "done for"
     )
     creator = CreatorForeignKey("creator_content_type", "creator_pk")
     # What a GenericRelation in a project's own model looks for.
@@ -55,7 +58,14 @@ class CompletedTask(rows.Row):
     objects = CompletedTaskQuerySet.as_manager()
 
     class Meta:
-        indexes = [models.Index(fields=["run_at"], name="background_task_finished")]
+        indexes = [
+            models.Index(fields=["run_at"], name="background_task_finished"),
+            NarrowedIndex(
+                fields=["creator_content_type", "creator_object_id"],
+                name="background_task_done_for",
+                where=Q(creator_content_type__isnull=False),
+            ),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["result_id"], name="background_task_done_result_id")
         ]

@@ -19,11 +19,13 @@ class NarrowedIndex(models.Index):
 
     Args:
         where: the condition.
+        unique: whether no two of these rows may have the same values.
     """
 
-    def __init__(self, *, where: models.Q, **options: Any) -> None:
+    def __init__(self, *, where: models.Q, unique: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.where = where
+        self.unique = unique
 
     def create_sql(
         self,
@@ -35,10 +37,16 @@ class NarrowedIndex(models.Index):
         """Return the statement that makes the index."""
         can = schema_editor.connection.features.supports_partial_indexes
         condition = self.where if can else None
+        if self.unique:
+            constraint = models.UniqueConstraint(
+                fields=self.fields, name=self.name, condition=condition
+            )
+            return constraint.create_sql(model, schema_editor)  # type: ignore[return-value]
         index = models.Index(fields=self.fields, name=self.name, condition=condition)
         return index.create_sql(model, schema_editor, using, **kwargs)
 
     def deconstruct(self) -> tuple[str, Sequence[Any], dict[str, Any]]:
         """Add the condition to what a migration says."""
         path, arguments, options = super().deconstruct()
-        return path, arguments, {**options, "where": self.where}
+        own = {"where": self.where, **({"unique": True} if self.unique else {})}
+        return path, arguments, {**options, **own}

@@ -169,12 +169,13 @@ class TaskManager(_TaskManager["Task"]):
             verbose_name=arguments.text(
                 "verbose_name", verbose_name, arguments.LONGEST_VERBOSE_NAME
             ),
-            creator=arguments.creator(creator),
             repeat=arguments.period("repeat", repeat),
             repeat_until=arguments.optional_moment(
                 "repeat_until", repeat_until, strict=strict, stacklevel=3
             ),
         )
+        if (checked := arguments.creator(creator)) is not None:
+            task.creator = checked
         if remove_existing_tasks:
             self.get_queryset().filter(task_hash=task.task_hash, locked_at__isnull=True).delete()
         return task
@@ -212,6 +213,7 @@ class Task(rows.Row):
         blank=True,
         related_name="background_task",
         on_delete=models.CASCADE,
+        db_index=False,  # see the index "created by"
     )
     creator = CreatorForeignKey("creator_content_type", "creator_pk")
     # What a GenericRelation in a project's own model looks for.
@@ -250,10 +252,20 @@ class Task(rows.Row):
                 name="background_task_pending",
                 where=Q(state=None) | Q(state=State.SCHEDULED) | Q(state=State.RUNNING),
             ),
+            NarrowedIndex(
+                fields=["unique_key"],
+                name="background_task_unique_key",
+                where=Q(unique_key__isnull=False),
+                unique=True,
+            ),
+            NarrowedIndex(
+                fields=["creator_content_type", "creator_object_id"],
+                name="background_task_created_by",
+                where=Q(creator_content_type__isnull=False),
+            ),
         ]
         constraints = [
             models.UniqueConstraint(fields=["result_id"], name="background_task_result_id"),
-            models.UniqueConstraint(fields=["unique_key"], name="background_task_unique_key"),
         ]
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import models
@@ -30,6 +30,18 @@ INTEGER = range(-(2**31), 2**31)
 SECONDS = range(-(10**11), 10**11)  # some 3,000 years: what a date can still be moved by
 
 
+# The same as json.dumps(…, sort_keys=True), which would make an encoder each time.
+_encode = json.JSONEncoder(sort_keys=True).encode
+
+# What JSON gives back as it was.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def are_plain(args: Iterable[Any]) -> bool:
+    """Tell at a glance of arguments that JSON does not change them; False is no verdict."""
+    return all(type(each) in _PLAIN for each in args)
+
+
 def serialize(args: Any, kwargs: Any) -> str:
     """Return the JSON text that is stored as ``task_params``.
 
@@ -37,7 +49,7 @@ def serialize(args: Any, kwargs: Any) -> str:
     changes without complaint (a tuple becomes a list, a number as a key becomes text) is accepted.
     """
     try:
-        return json.dumps((args, kwargs), sort_keys=True)
+        return _encode((args, kwargs))
     except (TypeError, ValueError, RecursionError) as error:
         where = _first_unserializable(args, kwargs)
         remedy = "pass plain values: text, numbers, booleans, None, lists and dicts of them"
@@ -74,9 +86,11 @@ def check_signature(
     What is asked is the object that will be called, not what it wraps: a decorator that supplies
     arguments of its own has the last word.
     """
-    signature = _signature(function)
+    signature, most, least = _signature(function)
     if signature is None:
         return  # a builtin that does not tell; the worker will find out
+    if not kwargs and least <= len(args) <= most:
+        return
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -91,15 +105,34 @@ def check_signature(
         raise ArgumentTypeError(message) from None
 
 
+class _Signature(NamedTuple):
+    """What a function takes: in full, and how many arguments it takes by their positions alone."""
+
+    full: inspect.Signature | None
+    most: float = -1
+    least: int = 0
+
+
 @functools.lru_cache(maxsize=512)
-def _remembered_signature(function: Callable[..., Any]) -> inspect.Signature | None:
+def _remembered_signature(function: Callable[..., Any]) -> _Signature:
     try:
-        return inspect.signature(function, follow_wrapped=False)
+        full = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        return None
+        return _Signature(None)
+    each = full.parameters.values()
+    needed = [one for one in each if one.default is one.empty]
+    if any(one.kind is one.KEYWORD_ONLY for one in needed):
+        return _Signature(full)
+    by_position = [one for one in each if one.kind in (one.POSITIONAL_ONLY, _EITHER)]
+    is_open = any(one.kind is one.VAR_POSITIONAL for one in each)
+    least = sum(one in by_position for one in needed)
+    return _Signature(full, math.inf if is_open else len(by_position), least)
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _signature(function: Callable[..., Any]) -> _Signature:
     try:
         return _remembered_signature(function)
     except TypeError:  # it cannot be a key of a dict
@@ -127,12 +160,20 @@ def text(argument: str, value: Any, longest: int) -> str | None:
             f"{argument} has {len(value)} characters, at most {longest} can be stored: "
             f"shorten {value[:40]!r}…"
         )
-    if "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+    if "\x00" in value or not _can_be_encoded(value):
         raise ArgumentValueError(
             f"{argument} contains a character that no database stores, NUL or half of a pair: "
             f"remove it from {value[:40]!r}."
         )
     return value
+
+
+def _can_be_encoded(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def task_name(value: Any) -> str:
