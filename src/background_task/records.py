@@ -6,24 +6,29 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from background_task.states import State
 
 
-class NewTask(NamedTuple):
-    """A call that is to be stored: the columns of its row that differ from call to call."""
+class Kind(NamedTuple):
+    """What calls of one task have in common that are stored together: columns of their rows."""
 
     task_name: str
-    task_params: str
-    task_hash: str
     priority: int
     run_at: datetime
     queue: str | None
     backend: str | None
-    result_id: UUID
     enqueued_at: datetime
     state: State
+
+
+class NewTask(NamedTuple):
+    """A call that is to be stored; ``result_id`` is the public id as text."""
+
+    kind: Kind
+    task_params: str
+    task_hash: str
+    result_id: str
 
 
 class Claim(NamedTuple):

@@ -18,10 +18,13 @@ except NotImplementedError:
     cpu_count = 1
 
 
+_MISSING = object()
+
+
 def _first(default: Any, *names: str) -> Any:
     for name in names:
-        if hasattr(settings, name):
-            return getattr(settings, name)
+        if (value := getattr(settings, name, _MISSING)) is not _MISSING:
+            return value
     return default
 
 
@@ -98,6 +101,10 @@ class AppSettings:
     def BACKGROUND_TASK_STRICT_DATETIMES(self) -> bool:
         """bool, False: refuse naive datetimes under ``USE_TZ`` instead of warning."""
         return bool(_first(False, "BACKGROUND_TASK_STRICT_DATETIMES"))
+
+    def is_strict(self) -> bool:
+        """Tell whether naive datetimes are refused."""
+        return self.BACKGROUND_TASK_STRICT_DATETIMES
 
     @property
     def BACKGROUND_TASK_STRICT_DISCOVERY(self) -> bool:

@@ -86,14 +86,16 @@ class TaskProxy(Generic[P, R]):
         arguments.check_signature(self.name, self.task_function, args, kwargs, OPTIONS)
         schedule = TaskSchedule.create(options.pop("schedule", None)).merge(self.schedule)
         priority = options.pop("priority", None)
-        strict = app_settings.BACKGROUND_TASK_STRICT_DATETIMES
+        is_strict = app_settings.is_strict
         # Here, and not only in new_task(), so that a warning points at the caller's line.
         if "repeat_until" in options:
             options["repeat_until"] = arguments.optional_moment(
-                "repeat_until", options["repeat_until"], strict=strict, stacklevel=2
+                "repeat_until", options["repeat_until"], is_strict=is_strict, stacklevel=2
             )
         call = {
-            "run_at": arguments.moment("schedule", schedule.run_at, strict=strict, stacklevel=2),
+            "run_at": arguments.moment(
+                "schedule", schedule.run_at, is_strict=is_strict, stacklevel=2
+            ),
             "priority": schedule.priority if priority is None else priority,
             "queue": self.queue,
             **options,

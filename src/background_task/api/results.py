@@ -41,6 +41,9 @@ LARGEST_VALUE = 1_000_000
 class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
     """Django's result, which can also be waited for."""
 
+    def __post_init__(self) -> None:
+        """Leave the arguments as they are, since they come from JSON, or are fit for it."""
+
     def wait(self, timeout: float | None = None) -> Any:
         """Wait until the task has finished; return what it returned.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from background_task.backends.options import Options
 from background_task.exceptions import ArgumentTypeError
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
-from background_task.records import NewTask
+from background_task.records import Kind, NewTask
 from background_task.settings import app_settings
 from background_task.states import State
 from background_task.utils import would_log
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # What the column ``backend`` of the rows holds.
 LONGEST_ALIAS = 64
+# How many tasks are remembered with what their calls have in common.
+MOST_DOORS = 500
 
 Call = tuple[Any, Sequence[Any], dict[str, Any]]
 
@@ -59,6 +61,7 @@ class DatabaseBackend(BaseTaskBackend):
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
         self._options = Options(alias, params.get("OPTIONS", {}))
+        self._doors: dict[tuple[int, bool], _Door] = {}
 
     @property
     def policy(self) -> Any:
@@ -133,49 +136,59 @@ class DatabaseBackend(BaseTaskBackend):
 
         database = self.database
         _ = self._options.policy  # wrong options are refused before anything is stored
-        doors: dict[int, _Door] = {}
-        now: list[tuple[NewTask, Any]] = []
-        later: list[tuple[NewTask, Any]] = []
-        results: list[Any] = []
-        moment = timezone.now()
+        moment, ascending = timezone.now(), app_settings.is_ascending()
+        kinds: dict[_Door, Kind] = {}
+        waits: list[bool] = []
+        now, later = _Batch(), _Batch()
         for task, args, kwargs in calls:
-            door = doors.get(id(task)) or doors.setdefault(id(task), _Door(self, task))
-            pair = door.called(args, kwargs, moment)
-            (later if door.on_commit else now).append(pair)
-            results.append(pair[1])
-        if now:
+            door = self._door(task, ascending)
+            kind = kinds.get(door) or kinds.setdefault(door, door.kind(moment))
+            (later if door.on_commit else now).calls.append((door, kind, args, kwargs))
+            waits.append(door.on_commit)
+        if now.calls:
             self._store_now(database, now)
-        if later:
-            for _, result in later:
+        if later.calls:
+            later.new = list(later)
+            for result in later.results:
                 object.__setattr__(result, "enqueued_at", None)
             # The transaction that matters to the caller is that of his own tables.
             own = connections[DEFAULT_DB_ALIAS].in_atomic_block
             using = DEFAULT_DB_ALIAS if own else database
             transaction.on_commit(partial(self._store_later, database, later), using=using)
-        return results
+        if not later.calls:
+            return now.results
+        both = iter(now.results), iter(later.results)
+        return [next(both[is_later]) for is_later in waits]
 
-    def _store_later(self, database: str, pairs: Sequence[tuple[NewTask, Any]]) -> None:
+    def _door(self, task: Any, ascending: bool) -> _Door:
+        key = id(task), ascending
+        if (door := self._doors.get(key)) is None:
+            if len(self._doors) >= MOST_DOORS:
+                self._doors.clear()
+            # It keeps the task, so that no other gets its id.
+            door = self._doors[key] = _Door(self, task, ascending)
+        return door
+
+    def _store_later(self, database: str, batch: _Batch) -> None:
         moment = timezone.now()
-        dated = []
-        for new, result in pairs:
+        for number, (new, result) in enumerate(zip(batch.new, batch.results, strict=True)):
             object.__setattr__(result, "enqueued_at", moment)
-            dated.append(
-                (_dated(new, moment, is_deferred=result.task.run_after is not None), result)
-            )
-        self._store_now(database, dated)
+            kind = _dated(new.kind, moment, is_deferred=result.task.run_after is not None)
+            batch.new[number] = new._replace(kind=kind)
+        self._store_now(database, batch)
 
-    def _store_now(self, database: str, pairs: Sequence[tuple[NewTask, Any]]) -> None:
+    def _store_now(self, database: str, batch: _Batch) -> None:
         from background_task.storage import enqueue
 
         is_eager = app_settings.BACKGROUND_TASK_EAGER
         rows: list[Row] = []
         if is_eager or enqueue.is_watched() or _is_told_of_rows(type(self)):
-            rows = [enqueue.as_row(new) for new, _ in pairs]
+            rows = [enqueue.as_row(new) for new in batch]
             enqueue.insert(database, rows)
         else:
-            enqueue.store(database, [new for new, _ in pairs])
+            enqueue.store(database, batch, len(batch.calls))
         if _is_told_of_results(type(self)):
-            for _, result in pairs:
+            for result in batch.results:
                 signals.announce(tasks_signals.task_enqueued, type(self), task_result=result)
         if not is_eager:
             for row in rows:
@@ -185,7 +198,7 @@ class DatabaseBackend(BaseTaskBackend):
             for row in rows:  # what an eager task raises is raised here
                 signals.task_created.send(sender=type(self), task=row)
         finally:
-            for _, result in pairs:
+            for result in batch.results:
                 result.refresh()
 
     def get_result(self, result_id: str) -> Any:
@@ -229,20 +242,43 @@ class DatabaseBackend(BaseTaskBackend):
         return messages
 
 
+class _Batch:
+    """Calls that are stored together: they are made ready for it while the first ones are sent."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[_Door, Kind, Any, Any]] = []
+        self.new: list[NewTask] = []
+        # Of those that have been made ready, in order.
+        self.results: list[Any] = []
+
+    def __iter__(self) -> Iterator[NewTask]:
+        if self.new:
+            yield from self.new
+            return
+        for door, kind, args, kwargs in self.calls:
+            new, result = door.called(kind, args, kwargs)
+            self.results.append(result)
+            yield new
+
+
 class _Door:
     """What the calls of one task have in common.
 
     Args:
         backend: that of this enqueue.
         task: the task.
+        ascending: whether the lowest priority comes first.
 
     Raises:
         InvalidTask: the task is not for this backend.
     """
 
-    def __init__(self, backend: DatabaseBackend, task: Any) -> None:
+    def __init__(self, backend: DatabaseBackend, task: Any, ascending: bool) -> None:
+        from background_task.api import results
+
         backend.validate_task(task)
-        self._backend = backend
+        self._waiting = results.waiting
+        self._given = task
         # Whoever asks the task for its result has to find the backend that has stored it.
         self._task = task
         if task.backend != backend.alias:
@@ -250,49 +286,52 @@ class _Door:
         wanted = getattr(task, "on_commit", None)
         self.on_commit = backend.commits_first if wanted is None else wanted
         self._name = arguments.task_name(registry.name_of(task))
-        self._priority = arguments.priority(
-            mirrored(int(task.priority), ascending=app_settings.is_ascending())
-        )
+        self._priority = arguments.priority(mirrored(int(task.priority), ascending=ascending))
         self._queue = arguments.text("queue_name", task.queue_name, arguments.LONGEST_NAME)
         self._run_at = task.run_after
         if task.run_after is not None:
-            self._run_at = arguments.moment("run_after", task.run_after, strict=False)
+            self._run_at = arguments.moment(
+                "run_after", task.run_after, is_strict=app_settings.is_strict
+            )
 
-    def called(self, args: Any, kwargs: Any, now: datetime) -> tuple[NewTask, Any]:
+    def kind(self, now: datetime) -> Kind:
+        """Return what is stored of all calls that are made at this moment."""
+        return _dated(
+            Kind(
+                task_name=self._name,
+                priority=self._priority,
+                run_at=self._run_at or now,
+                queue=self._queue,
+                backend=self._task.backend,
+                enqueued_at=now,
+                state=State.SCHEDULED,
+            ),
+            now,
+            is_deferred=self._run_at is not None,
+        )
+
+    def called(self, kind: Kind, args: Any, kwargs: Any) -> tuple[NewTask, Any]:
         """Return one call as it is to be stored, and its result.
 
         Raises:
             TypeError: the arguments are no JSON, or the function does not take them.
         """
-        from background_task.api import results
-
         task = self._task
         given = (None, *args) if task.takes_context else args
         arguments.check_signature(self._name, task.func, given, kwargs, ())
         args = list(args) if arguments.are_plain(args) else normalize_json(list(args))
         kwargs = normalize_json(kwargs) if kwargs else {}
         params = arguments.serialize(args, kwargs)
-        public_id = uuid7()
-        new = NewTask(
-            self._name,
-            params,
-            arguments.fingerprint(self._name, params),
-            self._priority,
-            now if self._run_at is None else self._run_at,
-            self._queue,
-            self._backend.alias,
-            public_id,
-            now,
-            State.READY if self._run_at is None or self._run_at <= now else State.SCHEDULED,
-        )
-        return new, results.waiting(task, str(public_id), now, args, kwargs)
+        public_id = str(uuid7())
+        new = NewTask(kind, params, arguments.fingerprint(self._name, params), public_id)
+        return new, self._waiting(task, public_id, kind.enqueued_at, args, kwargs)
 
 
-def _dated(new: NewTask, moment: datetime, *, is_deferred: bool) -> NewTask:
+def _dated(kind: Kind, moment: datetime, *, is_deferred: bool) -> Kind:
     """Return the same, enqueued at another moment."""
-    run_at = new.run_at if is_deferred else moment
+    run_at = kind.run_at if is_deferred else moment
     state = State.READY if run_at <= moment else State.SCHEDULED
-    return new._replace(run_at=run_at, enqueued_at=moment, state=state)
+    return kind._replace(run_at=run_at, enqueued_at=moment, state=state)
 
 
 def _is_told_of_rows(sender: type) -> bool:

@@ -156,9 +156,11 @@ class TaskManager(_TaskManager["Task"]):
         Raises:
             ArgumentTypeError, ArgumentValueError: and then nothing was deleted either.
         """
-        strict = app_settings.BACKGROUND_TASK_STRICT_DATETIMES
+        is_strict = app_settings.is_strict
         params = arguments.serialize(args or (), kwargs or {})
-        run_at = arguments.optional_moment("schedule run_at", run_at, strict=strict, stacklevel=3)
+        run_at = arguments.optional_moment(
+            "schedule run_at", run_at, is_strict=is_strict, stacklevel=3
+        )
         task = self.model(
             task_name=arguments.task_name(task_name),
             task_params=params,
@@ -171,7 +173,7 @@ class TaskManager(_TaskManager["Task"]):
             ),
             repeat=arguments.period("repeat", repeat),
             repeat_until=arguments.optional_moment(
-                "repeat_until", repeat_until, strict=strict, stacklevel=3
+                "repeat_until", repeat_until, is_strict=is_strict, stacklevel=3
             ),
         )
         if (checked := arguments.creator(creator)) is not None:

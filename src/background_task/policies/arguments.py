@@ -233,16 +233,18 @@ def period(argument: str, value: Any) -> int:
     return whole_number(argument, int(value), SECONDS)
 
 
-def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2) -> datetime:
+def moment(
+    argument: str, value: datetime, *, is_strict: Callable[[], bool], stacklevel: int = 2
+) -> datetime:
     """Return ``value`` as the kind of datetime the project stores.
 
     Under ``USE_TZ`` a naive value is read in the project's time zone, with a warning, or refused
-    when ``strict``. Without ``USE_TZ`` an aware value is moved into the project's time zone. A
-    value that is no date in UTC, such as ``datetime.max`` west of Greenwich, is refused: one
-    database cannot store it, and another could never read it again.
+    when ``is_strict()``, which is asked only then. Without ``USE_TZ`` an aware value is moved into
+    the project's time zone. A value that is no date in UTC, such as ``datetime.max`` west of
+    Greenwich, is refused: one database cannot store it, and another could never read it again.
     """
     naive = settings.USE_TZ and timezone.is_naive(value)
-    if naive and strict:
+    if naive and is_strict():
         raise ArgumentValueError(
             f"{argument} is the naive datetime {value}, which BACKGROUND_TASK_STRICT_DATETIMES "
             "refuses: pass an aware one, e.g. timezone.now() + timedelta(minutes=5)."
@@ -271,7 +273,7 @@ def moment(argument: str, value: datetime, *, strict: bool, stacklevel: int = 2)
 
 
 def optional_moment(
-    argument: str, value: Any, *, strict: bool, stacklevel: int = 2
+    argument: str, value: Any, *, is_strict: Callable[[], bool], stacklevel: int = 2
 ) -> datetime | None:
     """The same for an argument that may be None."""
     if value is None:
@@ -280,7 +282,7 @@ def optional_moment(
         raise ArgumentTypeError(
             f"{argument} must be a datetime or None, not {type(value).__name__} ({value!r:.80})."
         )
-    return moment(argument, value, strict=strict, stacklevel=stacklevel + 1)
+    return moment(argument, value, is_strict=is_strict, stacklevel=stacklevel + 1)
 
 
 def creator(value: Any) -> models.Model | None:

@@ -5,26 +5,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
+from uuid import UUID
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Field, signals
+from django.db.models import signals
 
 from background_task import vendors
 from background_task.models import Task
-from background_task.records import NewTask
+from background_task.records import Kind, NewTask
 from background_task.states import State
 from background_task.storage.batches import in_batches
 from background_task.storage.notifications import tell_new
 from background_task.storage.overrides import replaced
 
-Values = Iterable[Sequence[Any]]
-
-# What the rows of all new calls have in common.
-_ALIKE = {"repeat": Task.NEVER, "attempts": 0, "last_error": ""}
+# The columns of a call: what calls have in common, what is its own, and what is the same for all.
+_OF_CALLS = (*Kind._fields, *NewTask._fields[1:])
+_OF_ALL = {"repeat": Task.NEVER, "attempts": 0, "last_error": ""}
+_LITERALS = {"repeat": "0", "attempts": "0", "last_error": "''"}
 
 
 def is_watched() -> bool:
@@ -36,27 +40,44 @@ def is_watched() -> bool:
     )
 
 
-def store(using: str, calls: Sequence[NewTask]) -> None:
-    """Store calls, all of them or none, in the caller's transaction if there is one."""
+def store(using: str, calls: Iterable[NewTask], count: int) -> None:
+    """Store calls, all of them or none, in the caller's transaction if there is one.
+
+    Args:
+        using: the alias of the database.
+        calls: what to store; many are taken one after the other, while the first are on their way.
+        count: how many they are.
+    """
     connection = connections[using]
-    columns = [*NewTask._fields, *_ALIKE]
-    alike = tuple(_ALIKE.values())
-    moment, identity = _adapters(connection)
-    rows = [
-        (
-            *each[:4],
-            moment(each.run_at),
-            each.queue,
-            each.backend,
-            identity(each.result_id),
-            moment(each.enqueued_at),
-            int(each.state),
-            *alike,
-        )
-        for each in calls
-    ]
-    _write(connection, columns, rows, heavy=NewTask._fields.index("task_params"))
+    if vendors.of(connection).can_copy(count):
+        _copy(connection, [*_OF_ALL, *_OF_CALLS], _lines(connection, calls))
+    else:
+        _write(connection, _OF_CALLS, list(_values(connection, calls)))
     tell_new(using)
+
+
+def _lines(connection: BaseDatabaseWrapper, calls: Iterable[NewTask]) -> Iterator[str]:
+    copied = vendors.of(connection).copied
+    for kind, some in groupby(calls, attrgetter("kind")):
+        head = copied([*_OF_ALL.values(), *_shared(connection, kind)])
+        for _, *own in some:
+            yield f"{head}\t{copied(own)}"
+
+
+def _values(connection: BaseDatabaseWrapper, calls: Iterable[NewTask]) -> Iterator[tuple[Any, ...]]:
+    is_native = connection.features.has_native_uuid_field
+    for kind, some in groupby(calls, attrgetter("kind")):
+        shared = _shared(connection, kind)
+        for _, params, fingerprint, public_id in some:
+            stored_id = public_id if is_native else public_id.replace("-", "")
+            yield (*shared, params, fingerprint, stored_id)
+
+
+def _shared(connection: BaseDatabaseWrapper, kind: Kind) -> list[Any]:
+    """Return the values that are fit for the driver."""
+    moment = connection.ops.adapt_datetimefield_value
+    fit = {"run_at": moment(kind.run_at), "enqueued_at": moment(kind.enqueued_at)}
+    return list({**kind._asdict(), **fit, "state": int(kind.state)}.values())
 
 
 def insert(using: str, rows: Sequence[Task]) -> None:
@@ -74,99 +95,105 @@ def insert(using: str, rows: Sequence[Task]) -> None:
 
 def _insert(connection: BaseDatabaseWrapper, rows: Sequence[Task]) -> None:
     vendor = vendors.of(connection)
-    fields = [field for field in _FIELDS if _is_filled(field, rows)]
-    columns = [str(field.column) for field in fields]
-    values: Values = [[_prepared(field, row, connection) for field in fields] for row in rows]
+    columns, values = _filled(connection, rows)
     if vendor.can_copy(len(rows)):
         keys = vendor.next_keys(connection, Task._meta.db_table, len(rows))
-        values = [(key, *row) for key, row in zip(keys, values, strict=True)]
-        _write(connection, ["id", *columns], values)
+        lines = (vendor.copied([k, *v]) for k, v in zip(keys, values, strict=True))
+        _copy(connection, ["id", *columns], lines)
     else:
-        keys = _write(
-            connection, columns, values, heavy=columns.index("task_params"), returning=True
-        )
+        keys = _write(connection, columns, values, is_asked_for_keys=True)
     for row, key in zip(rows, keys or _read_keys(connection.alias, rows), strict=True):
         row.pk = key
         row._state.adding = False
         row._state.db = connection.alias
 
 
-def _write(
-    connection: BaseDatabaseWrapper,
-    columns: Sequence[str],
-    rows: Values,
-    *,
-    heavy: int = 0,
-    returning: bool = False,
-) -> list[int]:
-    """Write rows, whose values are fit for the driver, by as few statements as possible.
-
-    Args:
-        connection: where.
-        columns: what the values are of.
-        rows: the values.
-        heavy: which of them may be long.
-        returning: whether to return the keys, where the database tells them.
-    """
-    rows = list(rows)
-    vendor = vendors.of(connection)
-    if len(rows) > 1:
-        with transaction.atomic(using=connection.alias):
-            if vendor.can_copy(len(rows)):
-                vendor.copy(connection, Task._meta.db_table, columns, rows)
-                return []
-            batches = in_batches(rows, lambda row: len(row[heavy]))
-            keys = [_execute(connection, columns, some, returning=returning) for some in batches]
-        return [key for some in keys for key in some]
-    return _execute(connection, columns, rows, returning=returning)
+_FIELDS = {field.attname: field for field in Task._meta.concrete_fields if not field.primary_key}
 
 
-def _execute(
-    connection: BaseDatabaseWrapper,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    *,
-    returning: bool,
-) -> list[int]:
-    one = f"({', '.join(['%s'] * len(columns))})"
-    names = '", "'.join(columns)
-    sql = f'INSERT INTO background_task ("{names}") VALUES {", ".join([one] * len(rows))}'
-    can_return = returning and connection.features.can_return_rows_from_bulk_insert
-    if can_return:
-        sql += ' RETURNING "id"'
-    with connection.cursor() as cursor:
-        cursor.execute(vendors.of(connection).quoted(sql), [value for row in rows for value in row])
-        if can_return:
-            return [key for (key,) in cursor.fetchall()]
-        return [cursor.lastrowid] if returning and len(rows) == 1 else []
+def _filled(
+    connection: BaseDatabaseWrapper, rows: Sequence[Task]
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return the columns that any row has a value for, and the values; the others are NULL."""
+    dicts = [row.__dict__ for row in rows]
+    filled = [name for name in _FIELDS if dicts[0][name] is not None]
+    if len(dicts) > 1:
+        filled = [name for name in _FIELDS if any(each[name] is not None for each in dicts)]
+    values = [tuple([_value(connection, name, each[name]) for name in filled]) for each in dicts]
+    return tuple(filled), values
 
 
-_FIELDS = [field for field in Task._meta.concrete_fields if not field.primary_key]
-_by_attribute = {field: attrgetter(field.attname) for field in _FIELDS}
 # What every driver takes as it is. No subclasses: an enumeration would be stored by its name.
 _PLAIN = frozenset({str, int, type(None)})
 
 
-def _is_filled(field: Field[Any, Any], rows: Sequence[Task]) -> bool:
-    """Tell whether any of the rows has a value; the others are NULL."""
-    read = _by_attribute[field]
-    return any(read(row) is not None for row in rows)
+def _value(connection: BaseDatabaseWrapper, name: str, value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is State:
+        return int(value)
+    if type(value) is datetime:
+        return connection.ops.adapt_datetimefield_value(value)
+    return _FIELDS[name].get_db_prep_save(value, connection)
 
 
-def _prepared(field: Field[Any, Any], row: Task, connection: BaseDatabaseWrapper) -> Any:
-    value = _by_attribute[field](row)
-    return value if type(value) in _PLAIN else field.get_db_prep_save(value, connection)
+def _copy(connection: BaseDatabaseWrapper, columns: Sequence[str], lines: Iterable[str]) -> None:
+    with transaction.atomic(using=connection.alias):
+        vendors.of(connection).copy(connection, Task._meta.db_table, columns, lines)
 
 
-def _adapters(
+def _write(
     connection: BaseDatabaseWrapper,
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return what makes values for the driver of a moment, and of a public id."""
-    identity = Task._meta.get_field("result_id")
-    return (
-        connection.ops.adapt_datetimefield_value,
-        lambda value: identity.get_db_prep_value(value, connection, prepared=True),
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    is_asked_for_keys: bool = False,
+) -> list[int]:
+    """Write rows by as few statements as possible; return their keys, where the database tells.
+
+    Args:
+        connection: where.
+        columns: what the values are of.
+        rows: their values, fit for the driver.
+        is_asked_for_keys: whether the keys are wanted.
+    """
+    if len(rows) == 1:
+        return _execute(connection, columns, rows, is_asked_for_keys)
+    arguments = columns.index("task_params")
+    with transaction.atomic(using=connection.alias):
+        batches = in_batches(rows, lambda row: len(row[arguments]))
+        keys = [_execute(connection, columns, some, is_asked_for_keys) for some in batches]
+    return [key for some in keys for key in some]
+
+
+def _execute(
+    connection: BaseDatabaseWrapper,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+    is_asked_for_keys: bool,
+) -> list[int]:
+    vendor = vendors.of(connection)
+    is_told = is_asked_for_keys and vendor.tells_last_key and len(rows) == 1
+    returns = (
+        is_asked_for_keys and not is_told and connection.features.can_return_rows_from_bulk_insert
     )
+    sql = _statement(vendor, columns, len(rows), returns)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [value for row in rows for value in row])
+        if returns:
+            return [key for (key,) in cursor.fetchall()]
+        return [cursor.lastrowid] if is_told else []
+
+
+@lru_cache(maxsize=64)
+def _statement(
+    vendor: vendors.Vendor, columns: tuple[str, ...], count: int, returning: bool
+) -> str:
+    literals = _LITERALS if columns == _OF_CALLS else {}
+    one = f"({', '.join([*literals.values(), *['%s'] * len(columns)])})"
+    names = '", "'.join([*literals, *columns])
+    sql = f'INSERT INTO background_task ("{names}") VALUES {", ".join([one] * count)}'
+    return vendor.quoted(f'{sql} RETURNING "id"' if returning else sql)
 
 
 def _read_keys(using: str, rows: Sequence[Task]) -> list[int]:
@@ -179,6 +206,7 @@ def _read_keys(using: str, rows: Sequence[Task]) -> list[int]:
 
 def as_row(call: NewTask) -> Task:
     """Return a call as an instance, which is not stored."""
-    row = Task(**{**call._asdict(), "state": State(call.state)})
-    row.identify(result_id=call.result_id)
+    kind, params, fingerprint, public_id = call
+    row = Task(**kind._asdict(), task_params=params, task_hash=fingerprint)
+    row.identify(result_id=UUID(public_id))
     return row

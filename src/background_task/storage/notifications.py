@@ -33,7 +33,7 @@ NEW = "background_task_new"
 FINISHED = "background_task_finished"
 # A process tells of new rows no more often than this, in seconds: every commit that notifies waits
 # for every other. Whoever hears looks once more when this time is over.
-BETWEEN_NOTICES = 0.01
+BETWEEN_NOTICES = 0.02
 # PostgreSQL takes less than 8,000 bytes at a time.
 MOST_IDS = 200
 BETWEEN_TRIES = 1.0

@@ -61,6 +61,8 @@ class Vendor:
     can_hold: ClassVar[bool] = False
     # Whether one statement can find, lock, change and return rows.
     can_return_changed: ClassVar[bool] = False
+    # Whether a cursor knows the key of the row that it has inserted.
+    tells_last_key: ClassVar[bool] = False
     # Begins a transaction that is going to write.
     begin: ClassVar[str] = "BEGIN"
     # The column, where no index is to be used for it.
@@ -213,9 +215,13 @@ class Vendor:
         connection: BaseDatabaseWrapper,
         table: str,
         columns: Sequence[str],
-        rows: Iterable[Iterable[Any]],
+        lines: Iterable[str],
     ) -> None:
-        """Store ``rows``, without a look at their values by Django."""
+        """Store rows, each of which is a line of what :meth:`copied` has made of its values."""
+        self._refuse()
+
+    def copied(self, values: Iterable[Any]) -> str:
+        """Return values that follow each other in a line for :meth:`copy`."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

@@ -22,6 +22,7 @@ class MySQL(Vendor):
     lock = " FOR UPDATE"
     skip = " SKIP LOCKED"
     can_hold = True
+    tells_last_key = True
     join = "STRAIGHT_JOIN"
     # Nothing tells of new rows here, so it is asked so often that nobody waits for long.
     between_questions = 0.034

@@ -25,6 +25,7 @@ class SQLite(Vendor):
     """
 
     begin = "BEGIN IMMEDIATE"
+    tells_last_key = True
     # Without the sign it may look up what is due by time, and sort a deep queue for each claim.
     unindexed_run_at = "+run_at"
     join = "CROSS JOIN"
