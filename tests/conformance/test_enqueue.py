@@ -14,6 +14,8 @@ from django.test import override_settings
 from django.utils import timezone
 from project import jobs
 
+import background_task
+from background_task import background
 from background_task._compat import (
     InvalidTask,
     django_tasks,
@@ -222,9 +224,48 @@ def test_many_calls_are_stored_at_once_and_their_results_are_in_order(ours: Back
     assert [result.task.name for result in mixed] == ["add", "urgent"]
 
 
-def test_many_calls_are_stored_all_or_none(ours: Backend) -> None:
-    with pytest.raises(TypeError):
-        jobs.add.enqueue_many([(1,), {"b": 2}])
+ODD = 'tab \t, back\\slash, \\N, "quotes", new\nline, ñ, 💥'
+
+
+@pytest.mark.parametrize("count", [1, 3, 250])
+def test_a_call_is_stored_as_the_orm_would_store_it(ours: Backend, count: int) -> None:
+    later = timezone.now() + timedelta(hours=1)
+    for task in (jobs.add, jobs.urgent.using(run_after=later)):
+        results = task.enqueue_many([(f"{number} {ODD}",) for number in range(count)])
+        for number, result in enumerate(results):
+            row = Task.objects.get(result_id=result.id)
+            wanted = Task.objects.new_task(
+                f"project.jobs.{task.name}",
+                [f"{number} {ODD}"],
+                run_at=task.run_after or row.enqueued_at,
+                priority=task.priority,
+                queue=task.queue_name,
+            )
+            wanted.backend = "default"
+            wanted.identify(result_id=uuid.UUID(result.id))
+            wanted.prepare()
+            wanted.pk, wanted.enqueued_at = row.pk, result.enqueued_at
+            for field in Task._meta.concrete_fields:
+                assert getattr(row, field.attname) == getattr(wanted, field.attname), field
+
+
+def test_a_name_may_have_any_letter(ours: Backend) -> None:
+    task = background(ODD)(jobs.add.func)
+    results = task.enqueue_many([(number,) for number in range(250)])
+    assert set(Task.objects.values_list("task_name", flat=True)) == {ODD}
+    assert task.get_result(results[-1].id).args == [249]
+
+
+@pytest.mark.parametrize("count", [3, 250])
+def test_many_calls_are_stored_all_or_none(ours: Backend, count: int) -> None:
+    wrong = [(1,)] * count + [{"b": 2}]
+    for calls in (wrong, wrong + [(1,)] * count):
+        with pytest.raises(TypeError):
+            jobs.add.enqueue_many(calls)
+        with transaction.atomic():
+            with pytest.raises(TypeError):
+                jobs.add.enqueue_many(calls)
+            assert not Task.objects.exists()
     with pytest.raises(TypeError, match="enqueue_many takes a tuple"):
         jobs.add.enqueue_many([1])
     assert not Task.objects.exists()
@@ -247,3 +288,19 @@ def test_with_on_commit_the_row_is_stored_when_the_caller_commits(ours: Backend)
             jobs.add.enqueue(2)
             transaction.set_rollback(True)
     assert Task.objects.count() == 1
+
+
+def test_those_that_wait_for_the_commit_may_be_stored_with_others(ours: Backend) -> None:
+    patient = background_task.task(on_commit=True)(jobs.add.func)
+    with transaction.atomic():
+        results = ours.backend.enqueue_many(
+            [(patient if number % 2 else jobs.add, (number,), {}) for number in range(6)]
+        )
+        assert [result.args for result in results] == [[number] for number in range(6)]
+        assert [result.enqueued_at is None for result in results] == [False, True] * 3
+        assert Task.objects.count() == 3
+    assert Task.objects.count() == 6
+    assert {result.id for result in results} == {
+        str(each) for each in Task.objects.values_list("result_id", flat=True)
+    }
+    assert all(jobs.add.get_result(each.id).enqueued_at == each.enqueued_at for each in results)
