@@ -35,7 +35,7 @@ def undisturbed() -> Iterator[None]:
                 if connection.alias in blocks:
                     blocks[connection.alias].mend()
                 elif connection.connection is not None:
-                    _close_what_is_open(connection)
+                    _close_what_is_open(connection, vendors.of(connection))
 
 
 class _Block:
@@ -64,18 +64,18 @@ class _Block:
             connection.savepoint_commit(self._savepoint)
 
 
-def _close_what_is_open(connection: BaseDatabaseWrapper) -> None:
+def _close_what_is_open(connection: BaseDatabaseWrapper, vendor: vendors.Vendor) -> None:
     if connection.in_atomic_block:
         # Django keeps a connection until its blocks are left; connecting anew forgets them.
         with suppress(Exception):
             connection.connection.close()
         connection.connection = None
         connection.connect()
-    elif vendors.of(connection).is_closed(connection):
+    elif vendor.is_closed(connection):
         connection.close()
     elif not connection.settings_dict["AUTOCOMMIT"]:
         return
-    elif not connection.autocommit or vendors.of(connection).may_be_in_transaction(connection):
+    elif not connection.autocommit or vendor.may_be_in_transaction(connection):
         try:
             connection.connection.rollback()
         except Exception:
@@ -92,21 +92,25 @@ class Known:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._opened = list(connections.all(initialized_only=True))
+        self._opened = [
+            (connection, vendors.of(connection))
+            for connection in connections.all(initialized_only=True)
+        ]
         connection_created.connect(self._add)
 
     def _add(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-        is_here = threading.get_ident() == self._thread and connection not in self._opened
+        known = [opened for opened, _ in self._opened]
+        is_here = threading.get_ident() == self._thread and connection not in known
         # Neither one of the engine's nor one that Django makes for a moment, of another alias.
         if is_here and connection in connections.all(initialized_only=True):
-            self._opened.append(connection)
+            self._opened.append((connection, vendors.of(connection)))
 
     def close_what_is_open(self) -> None:
         """Put right what foreign code has left open; the thread is in no transaction of ours."""
-        for connection in self._opened:
+        for connection, vendor in self._opened:
             if connection.connection is not None:
                 with suppress(Exception):
-                    _close_what_is_open(connection)
+                    _close_what_is_open(connection, vendor)
 
 
 def tidy() -> None:
@@ -114,7 +118,7 @@ def tidy() -> None:
     for connection in connections.all(initialized_only=True):
         with suppress(Exception):
             if connection.connection is not None:
-                _close_what_is_open(connection)
+                _close_what_is_open(connection, vendors.of(connection))
     mend()
 
 

@@ -59,6 +59,22 @@ def serialize(args: Any, kwargs: Any) -> str:
         ) from error
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
+def decoded(params: str) -> Any:
+    """Return what :func:`serialize` has made a text of.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        value, end = _decode(params)
+    except ValueError:
+        return json.loads(params)  # there may be space before it, in what was edited by hand
+    return value if end == len(params) else json.loads(params)
+
+
 def _first_unserializable(args: Any, kwargs: Any) -> str:
     named: list[tuple[str, Any]] = []
     if isinstance(args, list | tuple):

@@ -7,7 +7,6 @@ ours any more. :func:`storage.finish.succeed` knows what to do then.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -132,25 +131,76 @@ def move(engine: Engine, ended: Sequence[Ended], by: Mark, owned: Owned) -> None
     Raises:
         NotAllError: not all of them fulfil the conditions.
     """
-    for some in in_batches(ended, lambda each: len(each.value or "")):
-        if engine.run(*_copy(engine, some, by, owned)) != len(some):
-            raise NotAllError
-        which, parameters = _ours(some, by, owned)
-        if engine.run(f"{engine.vendor.delete} WHERE {which}", parameters) != len(some):
-            raise NotAllError
+    epochs: dict[int, list[Ended]] = defaultdict(list)
+    for each in ended:
+        epochs[each.claim.epoch or 0].append(each)
+    for epoch, runs in epochs.items():
+        for some in in_batches(runs, lambda each: len(each.value or "")):
+            _move(engine, some, _still(epoch, owned), by, owned)
     tell_finished(engine.connection, [each.claim.result_id for each in ended])
 
 
+def _move(engine: Engine, ended: Sequence[Ended], still: str, by: Mark, owned: Owned) -> None:
+    vendor = engine.vendor
+    keys = ", ".join([str(each.claim.pk) for each in ended])
+    now = time.perf_counter()
+    given, values = vendor.given(
+        engine.connection,
+        [(each.claim.pk, now - each.began, now - each.ended, each.value) for each in ended],
+    )
+    new = _new(engine)
+    copy = f"""
+        INSERT INTO background_task_completedtask ({", ".join([*KEPT, *new])})
+        SELECT {", ".join([*KEPT, *new.values()])}
+    """
+    mine = by if owned is Owned.MARKED else ()
+    if vendor.can_return_changed:
+        gone = f"""
+            DELETE FROM background_task WHERE id IN ({keys}) AND {still}
+            RETURNING {", ".join([*KEPT, "id", "attempts", "started_at"])}
+        """
+        sql = f"WITH gone AS ({gone}) {copy} FROM gone JOIN {given} ON gone.id = given.pk"
+        if engine.run(sql, [*mine, *by, *values]) != len(ended):
+            raise NotAllError
+        return
+    # The keys are in the table alone: said twice, they would lead planners astray.
+    source = f"{given} {vendor.join} background_task ON id = given.pk"
+    if engine.run(f"{copy} FROM {source} WHERE {still}", [*by, *values, *mine]) != len(ended):
+        raise NotAllError
+    if engine.run(f"{vendor.delete} WHERE id IN ({keys}) AND {still}", mine) != len(ended):
+        raise NotAllError
+
+
+def _new(engine: Engine) -> dict[str, str]:
+    """Return the columns of the history that are new, and expressions for them."""
+    began = engine.vendor.moment(engine.now, "given.began")
+    return {
+        "attempts": "attempts + 1",
+        "state": f"{State.SUCCESSFUL:d}",
+        "run_at": engine.vendor.moment(engine.now, "given.ended"),
+        "locked_at": began,
+        "started_at": f"COALESCE(started_at, {began})",
+        "locked_by": "%s",
+        "worker_id": "%s",
+        "return_value": "given.value",
+    }
+
+
 def _ours(ended: Sequence[Ended], by: Mark, owned: Owned) -> tuple[str, list[str]]:
+    """Return the condition that rows are ours and at their end, and its parameters."""
     epochs: dict[int, list[str]] = defaultdict(list)
     for each in ended:
         epochs[each.claim.epoch or 0].append(str(each.claim.pk))
-    runs = " OR ".join(
-        f"COALESCE(epoch, 0) = {epoch} AND id IN ({', '.join(keys)})"
-        for epoch, keys in epochs.items()
-    )
-    sql = " AND ".join([f"({runs})", owned.value, _LAST, *_unreferenced()])
-    return sql, [*by] if owned is Owned.MARKED else []
+    runs = [
+        f"(id IN ({', '.join(keys)}) AND {_still(epoch, owned)})" for epoch, keys in epochs.items()
+    ]
+    return " OR ".join(runs), [*by] * len(runs) if owned is Owned.MARKED else []
+
+
+def _still(epoch: int, owned: Owned) -> str:
+    """Return the same of one epoch, whichever rows they are."""
+    ours = [f"COALESCE(epoch, 0) = {epoch}", owned.value, _LAST]
+    return " AND ".join([*ours, *_unreferenced()])
 
 
 def _unreferenced() -> list[str]:
@@ -165,42 +215,6 @@ def _unreferenced() -> list[str]:
         f'NOT EXISTS (SELECT 1 FROM "{table}" WHERE "{table}"."{column}" = background_task.id)'
         for table, column in sorted(references)
     ]
-
-
-def _copy(engine: Engine, ended: Sequence[Ended], by: Mark, owned: Owned) -> tuple[str, list[str]]:
-    now, vendor = engine.now, engine.vendor
-    began, end = vendor.moment(now, "given.began"), vendor.moment(now, "given.ended")
-    new = {
-        "attempts": "attempts + 1",
-        "state": f"{State.SUCCESSFUL:d}",
-        "run_at": end,
-        "locked_at": began,
-        "started_at": f"COALESCE(started_at, {began})",
-        "locked_by": "%s",
-        "worker_id": "%s",
-        "return_value": "given.value",
-    }
-    given = {
-        "pk": "integer",
-        "run": "integer",
-        "began": "moment",
-        "ended": "moment",
-        "value": "text",
-    }
-    # The keys are in the table alone: said twice, they would lead planners astray.
-    table = f"{vendor.values(*given.items())} {vendor.join} background_task ON id = given.pk"
-    which = " AND ".join(["COALESCE(epoch, 0) = given.run", owned.value, _LAST, *_unreferenced()])
-    sql = f"""
-        INSERT INTO background_task_completedtask ({", ".join([*KEPT, *new])})
-        SELECT {", ".join([*KEPT, *new.values()])} FROM {table} WHERE {which}
-    """
-    perf, ago = time.perf_counter(), vendor.ago(engine.connection)
-    rows = ",".join(
-        f"[{each.claim.pk},{each.claim.epoch or 0},{ago(perf - each.began)},"
-        f"{ago(perf - each.ended)},{'null' if each.value is None else json.dumps(each.value)}]"
-        for each in ended
-    )
-    return sql, [*by, f"[{rows}]", *(by if owned is Owned.MARKED else ())]
 
 
 # What records a success one by one.

@@ -72,25 +72,29 @@ def look(engine: Engine, wanted: Wanted) -> Look:
         whether a row may run; whether one that has lost a worker may; whether :func:`promote` or
         :func:`adopt` would find something; and in how many seconds the next row is due.
     """
-    ready, parameters = free(engine, wanted, State.READY)
-    rescued, same = free(engine, wanted, State.RESCUED)
+    ready, parameters = first(engine, wanted, State.READY)
+    rescued, same = first(engine, wanted, State.RESCUED)
     until = engine.vendor.seconds_until(engine.now, "MIN(run_at)")
     sql = f"""
-        SELECT EXISTS(SELECT 1 FROM background_task WHERE {ready}),
-            EXISTS(SELECT 1 FROM background_task WHERE {rescued}),
+        SELECT ({ready}), ({rescued}),
             EXISTS(SELECT 1 FROM background_task WHERE state IS NULL),
             (SELECT {until} FROM background_task WHERE state = {State.SCHEDULED:d})
     """
-    is_ready, is_rescued, is_unknown, seconds = engine.fetch(sql, [*parameters, *same])[0]
+    found, of_the_lost, is_unknown, seconds = engine.fetch(sql, [*parameters, *same])[0]
     upcoming = None if seconds is None else float(seconds)
     is_due = upcoming is not None and upcoming <= 0
-    return Look(bool(is_ready), bool(is_rescued), bool(is_unknown) or is_due, upcoming)
+    return Look(found is not None, of_the_lost is not None, bool(is_unknown) or is_due, upcoming)
 
 
-def question(engine: Engine, wanted: Wanted) -> tuple[str, list[Any]]:
-    """Return the statement that asks whether a row may run, for who asks it again and again."""
-    ready, parameters = free(engine, wanted, State.READY)
-    return f"SELECT EXISTS(SELECT 1 FROM background_task WHERE {ready})", parameters
+def first(engine: Engine, wanted: Wanted, state: State = State.READY) -> tuple[str, list[Any]]:
+    """Return a statement for the key of the row that is to run first, if any may.
+
+    It is asked for in the order of the index. A planner that was free to choose would read the
+    table from its start, where the rows are that have been deleted meanwhile.
+    """
+    which, parameters = free(engine, wanted, state)
+    table = engine.vendor.in_order_of_queue if wanted.queues else engine.vendor.in_order
+    return f"SELECT id FROM {table} WHERE {which} ORDER BY {order()} LIMIT 1", parameters
 
 
 def settle(engine: Engine) -> int:

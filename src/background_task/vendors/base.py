@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol
@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NoReturn, Protocol
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-# A moment in the past on its way into a statement: see Vendor.moment().
-Moment = int | str
+# On its way into a statement: the key of a row, how many seconds ago its run began and ended, and
+# what it has returned, as JSON text.
+GivenRun = tuple[int, float, float, str | None]
 
 
 class Ear(Protocol):
@@ -107,16 +108,21 @@ class Vendor:
         """Return ``moment`` as a literal that compares with a column."""
         return f"'{connection.ops.adapt_datetimefield_value(moment)}'"
 
-    def ago(self, connection: BaseDatabaseWrapper) -> Callable[[float], Moment]:
-        """Return what tells a statement, as JSON, of a moment so many seconds ago."""
-        return lambda seconds: int(seconds * 1_000_000)
+    def given(
+        self, connection: BaseDatabaseWrapper, runs: Iterable[GivenRun]
+    ) -> tuple[str, list[str]]:
+        """Return a table expression named ``given``, and its parameters.
 
-    def moment(self, now: str, value: str) -> str:
-        """Return an expression for the moment that :meth:`ago` has put into ``value``.
+        Its columns are ``pk``, ``began``, ``ended`` and ``value``; see :meth:`moment` for times.
+        """
+        raise NotImplementedError
+
+    def moment(self, now: str, column: str) -> str:
+        """Return an expression for the moment in a column of :meth:`given`.
 
         Args:
             now: the clock.
-            value: a column of :meth:`values`.
+            column: its name.
         """
         raise NotImplementedError
 
@@ -126,14 +132,6 @@ class Vendor:
 
     def seconds_until(self, now: str, moment: str) -> str:
         """Return an expression for the seconds from the clock's time to ``moment``."""
-        raise NotImplementedError
-
-    def values(self, *columns: tuple[str, str]) -> str:
-        """Return a table expression, named ``given``, made from a parameter: a JSON list of lists.
-
-        Args:
-            columns: a name and a type each, ``integer``, ``moment`` or ``text``.
-        """
         raise NotImplementedError
 
     def quoted(self, sql: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,9 +12,12 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task.vendors.base import Vendor
+from background_task.vendors.base import GivenRun, Vendor
 
-_TYPES = {"integer": "BIGINT", "moment": "BIGINT", "text": "LONGTEXT"}
+_COLUMNS = """
+    pk BIGINT PATH '$[0]', began BIGINT PATH '$[1]', ended BIGINT PATH '$[2]',
+    value LONGTEXT PATH '$[3]'
+"""
 
 
 class MySQL(Vendor):
@@ -62,9 +66,19 @@ class MySQL(Vendor):
         seconds = round(offset.total_seconds())
         return f"(utc_timestamp(6) + INTERVAL {seconds} SECOND)"
 
-    def moment(self, now: str, value: str) -> str:
-        """From microseconds."""
-        return f"{now} - INTERVAL {value} MICROSECOND"
+    def given(
+        self, connection: BaseDatabaseWrapper, runs: Iterable[GivenRun]
+    ) -> tuple[str, list[str]]:
+        """By ``JSON_TABLE``; times are microseconds."""
+        rows = ",".join(
+            f"[{pk},{int(began * 1e6)},{int(ended * 1e6)},{json.dumps(value)}]"
+            for pk, began, ended, value in runs
+        )
+        return f"JSON_TABLE(%s, '$[*]' COLUMNS ({_COLUMNS})) AS given", [f"[{rows}]"]
+
+    def moment(self, now: str, column: str) -> str:
+        """So many microseconds ago."""
+        return f"{now} - INTERVAL {column} MICROSECOND"
 
     def before(self, connection: BaseDatabaseWrapper, seconds: float) -> str:
         """By the clock of the server."""
@@ -73,14 +87,6 @@ class MySQL(Vendor):
     def seconds_until(self, now: str, moment: str) -> str:
         """From microseconds."""
         return f"TIMESTAMPDIFF(MICROSECOND, {now}, {moment}) / 1000000"
-
-    def values(self, *columns: tuple[str, str]) -> str:
-        """By ``JSON_TABLE``."""
-        read = ", ".join(
-            f"{name} {_TYPES[kind]} PATH '$[{number}]'"
-            for number, (name, kind) in enumerate(columns)
-        )
-        return f"JSON_TABLE(%s, '$[*]' COLUMNS ({read})) AS given"
 
     def quoted(self, sql: str) -> str:
         """With backticks, since double quotes mean text here."""

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task.vendors.base import AlwaysNews, Vendor, Watch
+from background_task.vendors.base import AlwaysNews, GivenRun, Vendor, Watch
 
 # From so many rows on, COPY is worth the statement that fetches the keys beforehand.
 _WORTH_A_COPY = 100
@@ -24,8 +24,6 @@ _LISTENING = (0x62677421, 1)
 _IS_HEARD = """
     SELECT CASE WHEN pg_try_advisory_lock(%s, %s) THEN NOT pg_advisory_unlock(%s, %s) ELSE TRUE END
 """
-
-_TYPES = {"integer": "bigint", "moment": "bigint", "text": "text"}
 
 
 class PostgreSQL(Vendor):
@@ -61,9 +59,26 @@ class PostgreSQL(Vendor):
         """The same in the type of the columns, which have no time zone without ``USE_TZ``."""
         return "statement_timestamp()" if settings.USE_TZ else "statement_timestamp()::timestamp"
 
-    def moment(self, now: str, value: str) -> str:
-        """From microseconds."""
-        return f"{now} - {value} * interval '1 microsecond'"
+    def given(
+        self, connection: BaseDatabaseWrapper, runs: Iterable[GivenRun]
+    ) -> tuple[str, list[str]]:
+        """By an array for each column, as a literal; times are microseconds."""
+        keys, began, ended, values = zip(*runs, strict=True)
+        arrays = [
+            f"{{{','.join(map(str, keys))}}}",
+            f"{{{','.join([str(int(each * 1e6)) for each in began])}}}",
+            f"{{{','.join([str(int(each * 1e6)) for each in ended])}}}",
+        ]
+        if not any(values):
+            columns = "unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS t(pk, began, ended)"
+            return f"(SELECT *, NULL AS value FROM {columns}) AS given", arrays
+        columns = "unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[])"
+        texts = ",".join(map(_quoted, values))
+        return f"{columns} AS given(pk, began, ended, value)", [*arrays, f"{{{texts}}}"]
+
+    def moment(self, now: str, column: str) -> str:
+        """So many microseconds ago."""
+        return f"{now} - {column} * interval '1 microsecond'"
 
     def before(self, connection: BaseDatabaseWrapper, seconds: float) -> str:
         """By the clock of the server."""
@@ -72,14 +87,6 @@ class PostgreSQL(Vendor):
     def seconds_until(self, now: str, moment: str) -> str:
         """From an interval."""
         return f"EXTRACT(EPOCH FROM {moment} - {now})"
-
-    def values(self, *columns: tuple[str, str]) -> str:
-        """By ``json_array_elements``: as fast as an array for each column, and one parameter."""
-        read = ", ".join(
-            f"(item->>{number})::{_TYPES[kind]} AS {name}"
-            for number, (name, kind) in enumerate(columns)
-        )
-        return f"(SELECT {read} FROM json_array_elements(%s::json) AS item) AS given"
 
     def may_be_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
         """The driver knows, without asking the server."""
@@ -204,6 +211,14 @@ def _copied(value: Any) -> str:
     if "\\" in text or not text.isprintable():
         return text.translate(_SPECIAL)
     return text
+
+
+def _quoted(value: str | None) -> str:
+    """Return a text as an element of the literal of an array."""
+    if value is None:
+        return "NULL"
+    text = value.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{text}"'
 
 
 class _AdvisoryLock:

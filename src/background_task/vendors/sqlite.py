@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from django.core.files import locks
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task.vendors.base import Moment, Vendor, Watch
+from background_task.vendors.base import GivenRun, Vendor, Watch
 
 
 class SQLite(Vendor):
@@ -32,34 +33,36 @@ class SQLite(Vendor):
     # The counter that is asked for news costs some microseconds.
     between_questions = 0.006
 
-    def ago(self, connection: BaseDatabaseWrapper) -> Callable[[float], Moment]:
-        """As the text of a column: SQLite's own functions know milliseconds only."""
+    def given(
+        self, connection: BaseDatabaseWrapper, runs: Iterable[GivenRun]
+    ) -> tuple[str, list[str]]:
+        """By ``json_each``; times are texts, since SQLite's functions know milliseconds only."""
         now = datetime.fromisoformat(str(connection.ops.adapt_datetimefield_value(timezone.now())))
         second = now.replace(microsecond=0)
+        seconds = [f'"{second - timedelta(seconds=ago)}.' for ago in range(_SECONDS)]
 
-        def text(seconds: float) -> str:
-            left = now.microsecond - int(seconds * 1_000_000)
-            if left < 0:
-                return f'"{second + timedelta(microseconds=left)}"'
-            return f'"{second}.{left:06d}"'
+        def moment(ago: float) -> str:
+            whole, micro = divmod(now.microsecond - int(ago * 1e6), 1_000_000)
+            if whole > -_SECONDS:
+                return f'{seconds[-whole]}{micro:06d}"'
+            return f'"{second + timedelta(seconds=whole)}.{micro:06d}"'
 
-        return text
+        rows = ",".join(
+            [
+                f"[{pk},{moment(began)},{moment(ended)},"
+                f"{'null' if value is None else json.dumps(value)}]"
+                for pk, began, ended, value in runs
+            ]
+        )
+        return f"(SELECT {_COLUMNS} FROM json_each(%s)) AS given", [f"[{rows}]"]
 
-    def moment(self, now: str, value: str) -> str:
+    def moment(self, now: str, column: str) -> str:
         """As it is."""
-        return value
+        return column
 
     def seconds_until(self, now: str, moment: str) -> str:
         """From days."""
         return f"(julianday({moment}) - julianday({now})) * 86400"
-
-    def values(self, *columns: tuple[str, str]) -> str:
-        """By ``json_each``."""
-        read = ", ".join(
-            f"json_extract(value, '$[{number}]') AS {name}"
-            for number, (name, _) in enumerate(columns)
-        )
-        return f"(SELECT {read} FROM json_each(%s)) AS given"
 
     def is_in_memory(self, connection: BaseDatabaseWrapper) -> bool:
         """As the databases of tests often are."""
@@ -100,6 +103,12 @@ class SQLite(Vendor):
         return _DataVersion(connection)
 
 
+# A run that is longer is rare among those that are recorded together, in seconds.
+_SECONDS = 5
+_COLUMNS = ", ".join(
+    f"json_extract(value, '$[{number}]') AS {name}"
+    for number, name in enumerate(("pk", "began", "ended", "value"))
+)
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 

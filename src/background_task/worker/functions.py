@@ -5,7 +5,6 @@ A batch holds what is expected to end within some tens of milliseconds, so that 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -24,6 +23,7 @@ from background_task.execution.notices import Notices
 from background_task.execution.quick import Plan, Plans
 from background_task.execution.runs import runs
 from background_task.models import Task
+from background_task.policies.arguments import decoded
 from background_task.records import Claim, Ended, Mark, Wanted
 from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
@@ -277,6 +277,8 @@ class _Runner:
         self._batch = batch
         self._plans = Plans(tasks._tasks)
         self._is_watched = acknowledge.is_watched()
+        self._tells = hooks.logger.isEnabledFor(logging.INFO)
+        self._interruptible = interruptible()
         # Of tasks that are run in full: their rows before, their attempts when the body has ended.
         self._rows: dict[int, Task] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -289,7 +291,8 @@ class _Runner:
         done: Ended | None = None
         while (claimed := self._batch.next(done)) is not None:
             plan = self._plans.of(claimed)
-            hooks.logger.info("Running %s", claimed)
+            if self._tells:
+                hooks.logger.info("Running %s", claimed)
             try:
                 done = self._run_quickly(claimed, plan) if plan else self._run_fully(claimed)
             except ForcedStop:
@@ -309,9 +312,9 @@ class _Runner:
         process = os.getpid()
         token = context.enter(_Context(self._proxies[claimed.name], self._using, self._by, claimed))
         try:
-            args, kwargs = json.loads(claimed.params)
+            args, kwargs = decoded(claimed.params)
             try:
-                with interruptible():
+                with self._interruptible:
                     value = plan.function(*args, **kwargs)
             finally:
                 leave_if_forked(process)
@@ -328,7 +331,8 @@ class _Runner:
         if claimed.is_chain or self._is_watched:
             self._succeed_by_itself(ended._replace(claim=self._batch.current_marked()))
             return None
-        hooks.logger.info("Ran task and deleting %s", claimed)
+        if self._tells:
+            hooks.logger.info("Ran task and deleting %s", claimed)
         return ended
 
     def _run_fully(self, claimed: Claim) -> Ended | None:

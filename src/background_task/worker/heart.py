@@ -271,14 +271,14 @@ class Heart:
         """Ask for news, again and again, until there is some or the time has come."""
         wanted = _wanted(hungry)
         pause = self._engine.vendor.between_questions
-        question, parameters = readiness.question(self._engine, wanted)
+        question, parameters = readiness.first(self._engine, wanted)
         while wanted.names and (left := until - time.monotonic()) > 0:
             if self._pause(min(left, pause)):
                 return
             with self._using_engine:
                 if not watch.has_news():
                     continue
-                if not watch.is_certain and not self._engine.fetch(question, parameters)[0][0]:
+                if not watch.is_certain and not self._engine.fetch(question, parameters):
                     continue
             if watch.is_certain:
                 self._next_look = 0.0
