@@ -39,21 +39,19 @@ class SignalManager:
 
     Args:
         on_force: called, in a thread of its own, when a task is to be stopped.
-        patience: after so many seconds the first signal counts as a second one; None is never.
     """
 
     kill_now = False
     force_now = False
     signum: int | None = None
     time_to_wait = TTW_FAST
+    # After so many seconds the first signal counts as a second one; None is never.
+    patience: float | None = None
 
     _active: SignalManager | None = None
 
-    def __init__(
-        self, on_force: Callable[[], None] | None = None, patience: float | None = None
-    ) -> None:
+    def __init__(self, on_force: Callable[[], None] | None = None) -> None:
         self._on_force = on_force
-        self._patience = patience
         self._interrupt: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
         self._outer = SignalManager._active
@@ -104,8 +102,8 @@ class SignalManager:
         if self.kill_now and not self.force_now and self._on_force is not None:
             # Not threading.Thread: its locks may be held by what this handler interrupts.
             _thread.start_new_thread(self._on_force, ())
-        if not self.kill_now and self._patience is not None:
-            _thread.start_new_thread(self._lose_patience, (self._patience,))
+        if not self.kill_now and self.patience is not None:
+            _thread.start_new_thread(self._lose_patience, (self.patience,))
         self.force_now = self.kill_now
         self.kill_now = True
         self.wake()
@@ -122,7 +120,7 @@ class SignalManager:
         hold_off_signals()
         time.sleep(seconds)
         if not self.force_now:
-            os.kill(os.getpid(), self.signum or signal.SIGTERM)
+            signal_main_thread(self.signum or signal.SIGTERM)
 
     @classmethod
     def is_stopping(cls) -> bool:
@@ -143,12 +141,17 @@ class SignalManager:
         """Rest for 0.5 to 1.5 s after each task."""
         self.time_to_wait = TTW_SLOW
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep for ``seconds``, or until a signal or :meth:`wake`; tells whether one came."""
+    def wait(self, seconds: float, *others: Any) -> bool:
+        """Sleep for ``seconds``, or until a signal or :meth:`wake`; tells whether one came.
+
+        Args:
+            seconds: how long at most.
+            others: files or their numbers; that one can be read ends it, too.
+        """
         seconds = min(max(seconds, 0), LONGEST_WAIT)
         try:
-            ready, _, _ = select.select([self._wake_read], [], [], seconds)
-            if ready:
+            ready, _, _ = select.select([self._wake_read, *others], [], [], seconds)
+            if self._wake_read in ready:
                 self._wake_read.recv(4096)
             return bool(ready)
         except (OSError, ValueError):  # a task has closed every file it found
@@ -176,6 +179,14 @@ def hold_off_signals() -> None:
     """
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def signal_main_thread(number: int) -> None:
+    """Have a signal handled as if it had come from outside, whatever the main thread waits for."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:  # Windows, where os.kill() ends the process
+        signal.raise_signal(number)
 
 
 def _raise_forced_stop() -> None:

@@ -219,3 +219,8 @@ async def leave_a_query_behind(seconds):
 async def open_transaction_beside_others(seconds):
     await sync_to_async(transaction.atomic().__enter__)()
     await asyncio.sleep(seconds)
+
+
+@background
+def environment(name):
+    Note.objects.create(text=f"{name} is {os.environ.get(name)}")

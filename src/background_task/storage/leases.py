@@ -42,6 +42,14 @@ def lock(
     return [key for (key,) in engine.fetch(sql, parameters)]
 
 
+def present(engine: Engine, keys: Sequence[int], where: str) -> list[int]:
+    """Return the keys of rows that fulfil a condition, whether or not a transaction holds them."""
+    if not keys:
+        return []
+    sql = f"SELECT id FROM {engine.vendor.by_key} WHERE id IN ({_listed(keys)}) AND ({where})"
+    return [key for (key,) in engine.fetch(sql)]
+
+
 def ours(engine: Engine, locks: Sequence[Lock], *, wait: bool = True) -> list[int]:
     """Inside a transaction: lock the rows that still belong to these runs; return their keys.
 

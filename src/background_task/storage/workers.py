@@ -143,20 +143,12 @@ def all_but(engine: Engine, worker_id: str) -> list[Suspect]:
     return [Suspect._make(row) for row in rows]
 
 
-def of_supervisor(engine: Engine, supervisor: str, process: str) -> list[Suspect]:
-    """Return the worker of a supervisor whose ``worker_id`` begins with ``process``."""
+def find(engine: Engine, worker_id: str) -> Suspect | None:
+    """Return what is known of a worker; None when it has left, or was rescued from."""
     silent = engine.vendor.seconds_until("seen_at", engine.now)
-    return [
-        Suspect._make(row)
-        for row in engine.fetch(
-            f"""
-            SELECT worker_id, lock_key, held, {silent} FROM background_task_worker
-            WHERE supervisor = %s
-            """,
-            [supervisor],
-        )
-        if row[0].startswith(process)
-    ]
+    sql = f"SELECT worker_id, lock_key, held, {silent} FROM background_task_worker"
+    rows = engine.fetch(f"{sql} WHERE worker_id = %s", [worker_id])
+    return Suspect._make(rows[0]) if rows else None
 
 
 def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> int | None:
@@ -204,11 +196,12 @@ def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:
     )
     marked = leases.lock(engine, [key for (key,) in found], "locked_by IS NOT NULL")
     freed = leases.lose(engine, marked, reason)
-    # What it held is free already, but one of these tasks may have ended the process.
+    # What it held is free, or is about to be, but one of these tasks may have ended the process.
     free = f"state = {State.READY:d} AND locked_by IS NULL"
-    held = leases.lock(engine, list(_unpacked(suspect.held)), free)
-    leases.lose(engine, held, reason, worker_id=suspect.worker_id)
-    return len(found) + len(held), freed + len(held)
+    held = leases.present(engine, list(_unpacked(suspect.held)), free)
+    noted = leases.lock(engine, held, free)
+    leases.lose(engine, noted, reason, worker_id=suspect.worker_id)
+    return len(found) + len(held), freed + len(noted)
 
 
 def _packed(keys: Iterable[int]) -> str:

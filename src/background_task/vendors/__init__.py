@@ -14,12 +14,13 @@ from datetime import datetime
 from django.db import ProgrammingError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from background_task.vendors.base import SessionLock, Vendor, Watch
+from background_task.vendors.base import AlwaysNews, SessionLock, Vendor, Watch
 from background_task.vendors.mysql import MySQL
 from background_task.vendors.postgresql import PostgreSQL
 from background_task.vendors.sqlite import SQLite
 
 __all__ = [
+    "AlwaysNews",
     "SessionLock",
     "Vendor",
     "Watch",

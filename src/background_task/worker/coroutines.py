@@ -29,7 +29,7 @@ from background_task.storage.claim import SUSPECTS, suspicion
 from background_task.storage.engine import Engine
 from background_task.utils import SignalManager
 from background_task.worker import taking
-from background_task.worker.functions import Budget
+from background_task.worker.budget import Budget
 from background_task.worker.options import Queues
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Coroutines:
             return
         asked = self._budget.reserve(free)
         claimed = self._claim(asked)
-        self._budget.give_back(asked - len(claimed))
+        self._budget.use(asked, len(claimed))
         if len(claimed) < free:
             self._next_look = time.monotonic() + LONGEST_PAUSE
         if not claimed and not self._in_flight:

@@ -31,6 +31,7 @@ from background_task.storage.engine import Engine
 from background_task.utils import Canary, ForcedStop, interruptible, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
+from background_task.worker.budget import Budget
 from background_task.worker.options import Queues
 
 if TYPE_CHECKING:
@@ -50,39 +51,6 @@ EX_SOFTWARE = 70
 
 # One batch in so many is a single task that has lost a worker, if there is one.
 ALONE = 8
-
-
-class Budget:
-    """How many tasks a process may still run; None is without end."""
-
-    def __init__(self, most: int | None = None) -> None:
-        self._left = most
-        self._lock = threading.Lock()
-
-    def reserve(self, count: int) -> int:
-        """Return how many of ``count`` tasks may be taken; they count as run from now on."""
-        with self._lock:
-            if self._left is None:
-                return count
-            granted = min(count, self._left)
-            self._left -= granted
-            return granted
-
-    def give_back(self, count: int) -> None:
-        """Count so many as not run."""
-        with self._lock:
-            if self._left is not None:
-                self._left += count
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether it comes to an end."""
-        return self._left is not None
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether no task may be run any more."""
-        return self._left == 0
 
 
 def _nothing() -> None:
@@ -145,7 +113,7 @@ class Functions:
         """
         asked = self._budget.reserve(1 if only_one else self._size)
         batch = self._take(asked) if asked else None
-        self._budget.give_back(asked - (0 if batch is None else batch.size))
+        self._budget.use(asked, 0 if batch is None else batch.size)
         if batch is None:
             self._forget_held()
             return False

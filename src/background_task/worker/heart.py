@@ -1,8 +1,7 @@
-"""A thread beside the tasks: it shows that the worker lives, and wakes whoever waits for tasks.
+"""A thread that shows that a process lives, and frees what those ran that do not any more.
 
 It has a connection of its own, on which it holds the lock that ends with the process. At each beat
-it looks whose heart has stopped, and frees what that worker ran. Between the beats it waits for
-news of new rows, or asks for it where nobody tells.
+it looks whose heart has stopped.
 """
 
 from __future__ import annotations
@@ -13,18 +12,14 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Protocol
 
 from background_task import vendors
 from background_task.models.rows import has_ended, this_worker
-from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
-from background_task.storage.notifications import BETWEEN_NOTICES, NEW
 from background_task.storage.transient import TRANSIENT
 from background_task.utils import hold_off_signals
 
@@ -33,26 +28,8 @@ logger = logging.getLogger("background_task.tasks")
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.
 GRACE = 2.5
-# Between two tries to reach the database at most, and two looks while all are busy, in seconds.
+# Between two tries to reach the database at most, in seconds.
 LONGEST_PAUSE = 1.0
-BETWEEN_LOOKS = 0.25
-
-
-class Driver(Protocol):
-    """What takes tasks, and may be waiting for some."""
-
-    @property
-    def is_hungry(self) -> bool:
-        """Whether it waits."""
-        ...
-
-    def wanted(self) -> Wanted:
-        """Return for which rows it waits."""
-        ...
-
-    def wake(self) -> None:
-        """Tell it to look; safe in any thread."""
-        ...
 
 
 class Heart:
@@ -62,9 +39,9 @@ class Heart:
         using: the alias of the database.
         name: what operators are to call this worker.
         queues: which it takes, for operators.
-        drivers: who waits for tasks.
-        sleep: seconds between two looks where nothing has told of new rows.
-        supervisor: the ``worker_id`` of the process that has started this one, and beats for it.
+        supervisor: the ``worker_id`` of the process that has started this one.
+        others: returns the ``worker_id`` of processes that are known to live too.
+        on_beat: called at each beat, and when the database could not be reached for one.
         on_request: called with what others ask of this worker.
     """
 
@@ -74,23 +51,23 @@ class Heart:
         *,
         name: str,
         queues: str,
-        drivers: Sequence[Driver],
-        sleep: float,
         supervisor: str | None = None,
+        others: Callable[[], Sequence[str]] = tuple,
+        on_beat: Callable[[], None] = lambda: None,
         on_request: Callable[[str], None] = lambda request: None,
     ) -> None:
         self._engine = Engine(using)
         self._name = name
         self._queues = queues
-        self._drivers = drivers
-        self._sleep = sleep
         self._supervisor = supervisor
+        self._others = others
+        self._on_beat = on_beat
         self._on_request = on_request
         self._worker_id = this_worker()
         self._lock: vendors.SessionLock | None = None
-        self._ear: int | None = None
+        self._has_lock = False
         self._using_engine = threading.Lock()
-        self._next_beat = self._next_look = self._next_expiry = 0.0
+        self._next_beat = self._next_expiry = 0.0
         self._judges_from = time.monotonic() + GRACE
         self._is_stopping = False
         self._registered = threading.Event()
@@ -124,11 +101,6 @@ class Heart:
         with suppress(OSError):  # full: it is awake already
             self._asking.send(b"\0")
 
-    def expect_hunger(self) -> None:
-        """Know that a driver is hungry now: where news has to be asked for, ask from now on."""
-        if self._ear is None:
-            self.poke()
-
     def note_held(self, keys: Iterable[int]) -> None:
         """Note, where it survives this process, which rows a transaction of it is going to hold."""
         with self._using_engine:
@@ -153,6 +125,7 @@ class Heart:
             if time.monotonic() - began > LONGEST_PAUSE:
                 pauses = _pauses()
             if not self._is_stopping:
+                self._on_beat()
                 self._begin_anew(next(pauses))
         self._leave()
 
@@ -162,38 +135,36 @@ class Heart:
         self._pause(pause)
 
     def _live(self) -> None:
-        """Beat and look until the connection is lost, or the worker stops."""
-        engine, vendor = self._engine, self._engine.vendor
+        """Beat until the connection is lost, or the worker stops."""
         with self._using_engine:
-            has_lock = vendor.has_session_locks(engine.connection)
-            if has_lock:
-                vendor.prepare_control(engine.connection)
-            watch = vendor.watch(engine.connection, NEW)
-            self._ear = watch.fileno()
-            if self._ear is not None:
-                self._selector.register(self._ear, selectors.EVENT_READ)
+            self._connect()
         self._next_beat = 0.0
         while not self._is_stopping:
             now = time.monotonic()
             if now >= self._next_beat:
                 self._next_beat = now + workers.BETWEEN_BEATS
-                self._beat(has_lock)
-            hungry = [driver for driver in self._drivers if driver.is_hungry]
-            if now >= self._next_look:
-                self._look(hungry or self._drivers)
-            if not hungry:
-                # Nobody need be woken; but what becomes due may be more urgent than what waits.
-                self._next_look = min(self._next_look, now + BETWEEN_LOOKS)
-            self._wait(watch, hungry)
+                self._beat()
+                self._on_beat()
+            self._spend_time(now)
 
-    def _beat(self, has_lock: bool) -> None:
+    def _connect(self) -> None:
+        engine, vendor = self._engine, self._engine.vendor
+        self._has_lock = vendor.has_session_locks(engine.connection)
+        if self._has_lock:
+            vendor.prepare_control(engine.connection)
+
+    def _spend_time(self, now: float) -> None:
+        """Do what there is to do between two beats, or wait for the next."""
+        self._pause(self._next_beat - now)
+
+    def _beat(self) -> None:
         with self._using_engine:
-            if has_lock and self._lock is None:
+            if self._has_lock and self._lock is None:
                 key = workers.lock_key(self._worker_id)
                 self._lock = self._engine.vendor.session_lock(self._engine.connection, key)
-            pulse = workers.beat(self._engine, self._worker_id)
+            pulse = workers.beat(self._engine, self._worker_id, self._others())
             if pulse.requests is None:
-                self._register(has_lock)
+                self._register()
             elif pulse.requests:
                 self._do(pulse.requests)
             if time.monotonic() >= self._judges_from:
@@ -203,7 +174,7 @@ class Heart:
                 readiness.expire(self._engine)
         self._registered.set()
 
-    def _register(self, has_lock: bool) -> None:
+    def _register(self) -> None:
         if self._registered.is_set():
             logger.warning("This worker was taken for dead; what it ran runs again")
         workers.register(
@@ -212,7 +183,7 @@ class Heart:
             name=self._name,
             queues=self._queues,
             supervisor=self._supervisor,
-            has_lock=has_lock,
+            has_lock=self._has_lock,
         )
         # What ended the last worker on this host may be what would be taken first.
         self._rescue(filter(_has_ended, workers.all_but(self._engine, self._worker_id)))
@@ -222,88 +193,35 @@ class Heart:
             for request in requests.split():
                 self._on_request(request)
 
-    def _rescue(self, suspects: Iterable[workers.Suspect]) -> None:
+    def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
+        """Free what these ran, as far as they are dead; tells whether there was something."""
+        freed = 0
         for suspect in suspects:
-            count = workers.rescue(self._engine, suspect)
+            count = workers.rescue(self._engine, suspect, is_known_dead=is_known_dead)
             if count is not None:
+                freed += count
                 logger.warning(
                     "The worker %s is dead; %d task(s) that it ran are to run again",
                     suspect.worker_id,
                     count,
                 )
-                self._next_look = 0.0
-
-    def _look(self, drivers: Collection[Driver]) -> None:
-        """Wake these if there is something for them."""
-        self._next_look = time.monotonic() + self._sleep
-        wanted = _wanted(drivers)
-        if not wanted.names:
-            return
-        with self._using_engine:
-            found = readiness.look(self._engine, wanted)
-            if found.is_unsettled:
-                if readiness.adopt(self._engine):
-                    # A worker of the predecessor may have locked some of them, and be gone.
-                    readiness.expire(self._engine)
-                readiness.promote(self._engine)
-                found = readiness.look(self._engine, wanted)
-        if found.is_ready or found.is_rescued:
-            _wake(drivers)
-        if found.upcoming is not None:
-            upcoming = time.monotonic() + max(found.upcoming, 0)
-            self._next_look = min(self._next_look, upcoming)
-
-    def _wait(self, watch: vendors.Watch, hungry: Collection[Driver]) -> None:
-        """Wait for the next beat, the next look, or news."""
-        until = min(self._next_beat, self._next_look)
-        if self._ear is None and hungry:
-            self._ask(watch, hungry, until)
-        elif self._pause(until - time.monotonic()):
-            with self._using_engine:
-                is_news = watch.has_news()
-            if is_news:
-                _wake(self._drivers)
-                # Some that are stored soon after are not told of.
-                soon = time.monotonic() + BETWEEN_NOTICES
-                self._next_look = min(self._next_look, soon)
-
-    def _ask(self, watch: vendors.Watch, hungry: Collection[Driver], until: float) -> None:
-        """Ask for news, again and again, until there is some or the time has come."""
-        wanted = _wanted(hungry)
-        pause = self._engine.vendor.between_questions
-        question, parameters = readiness.first(self._engine, wanted)
-        while wanted.names and (left := until - time.monotonic()) > 0:
-            if self._pause(min(left, pause)):
-                return
-            with self._using_engine:
-                if not watch.has_news():
-                    continue
-                if not watch.is_certain and not self._engine.fetch(question, parameters):
-                    continue
-            if watch.is_certain:
-                self._next_look = 0.0
-            else:
-                _wake(hungry)
-            return
-        self._pause(until - time.monotonic())
+        return bool(freed)
 
     def _pause(self, timeout: float) -> bool:
         """Wait; tells whether there is something to hear."""
         ready = self._selector.select(max(timeout, 0))
-        if not ready:
-            return False
         if self._asked in [key.fileobj for key, _ in ready]:
             with suppress(OSError):
                 self._asked.recv(4096)
-            self._next_look = 0.0
-        return True
+            self._is_poked()
+        return bool(ready)
+
+    def _is_poked(self) -> None:
+        """Somebody has called :meth:`poke`."""
 
     def _disconnect(self) -> None:
         with self._using_engine:
             self._lock = None
-            if self._ear is not None:
-                self._selector.unregister(self._ear)
-                self._ear = None
             self._engine.close()
 
     def _leave(self) -> None:
@@ -312,16 +230,6 @@ class Heart:
             if self._lock is not None:
                 self._lock.release()
         self._engine.close()
-
-
-def _wanted(drivers: Collection[Driver]) -> Wanted:
-    each = [driver.wanted() for driver in drivers]
-    return replace(each[0], names=frozenset(name for one in each for name in one.names))
-
-
-def _wake(drivers: Collection[Driver]) -> None:
-    for driver in drivers:
-        driver.wake()
 
 
 def _between_expiries() -> float:

@@ -129,11 +129,6 @@ class Options:
                 f"{', '.join(settings.DATABASES)}."
                 f"{did_you_mean(self.database, settings.DATABASES)}"
             )
-        if self.burst and self.processes > 1:
-            raise ArgumentValueError(
-                f"{_option('burst')} ends a worker that has nothing to do, and "
-                f"{_option('processes')} {self.processes} starts it anew: give one of them."
-            )
 
     def _with_database(self) -> Options:
         """Return the same with the database that the backend names."""

@@ -7,6 +7,7 @@ import random
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,13 @@ from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, pe
 from background_task.tasks import unless_unreachable
 from background_task.utils import STOPPING, TTW_FAST, ForcedStop, say
 from background_task.worker import taking
+from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
 from background_task.worker.duties import Duties
-from background_task.worker.functions import Budget, Functions
-from background_task.worker.heart import Heart
+from background_task.worker.functions import Functions
+from background_task.worker.lookout import Lookout
 from background_task.worker.options import EVERY, Options
+from background_task.worker.systemd import ServiceManager
 from background_task.worker.threads import Threads
 
 if TYPE_CHECKING:
@@ -57,15 +60,25 @@ class Process:
         options: what it is to do.
         signals: what tells it to stop: a ``SignalManager``, or a project's own.
         supervisor: the ``worker_id`` of the process that has started this one.
+        service: who is told how it is.
+        on_ready: called when tasks are about to be taken.
     """
 
     def __init__(
-        self, tasks: Tasks, options: Options, signals: Any, supervisor: str | None = None
+        self,
+        tasks: Tasks,
+        options: Options,
+        signals: Any,
+        supervisor: str | None = None,
+        service: ServiceManager | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._tasks = tasks
         self._options = options
         self._signals = signals
         self._supervisor = supervisor
+        self._service = service or ServiceManager()
+        self._on_ready = on_ready
         self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
         self._budget = Budget(options.max_tasks)
         self._next_weighing = 0.0
@@ -74,7 +87,8 @@ class Process:
         self._functions: Functions | None = None
         self._threads: Threads | None = None
         self._coroutines: Coroutines | None = None
-        self._heart: Heart | None = None
+        self._heart: Lookout | None = None
+        self._was_too_heavy = False
         # Whether the main thread waits for a function to run.
         self.is_hungry = False
 
@@ -91,7 +105,7 @@ class Process:
         try:
             autodiscover()
             self._using = self._tasks.queue_database()
-            _require_tables(self._using)
+            require_tables(self._using)
             with ExitStack() as stack:
                 self._open(stack)
                 try:
@@ -119,7 +133,7 @@ class Process:
         is_alone = taking.is_alone(tasks)
         if not is_alone and elsewhere is None:
             drivers = [each for each in (self._threads, self._coroutines) if each is not None]
-            self._heart = Heart(
+            self._heart = Lookout(
                 self._using,
                 name=options.worker_name or socket.gethostname(),
                 queues=str(options.queues),
@@ -200,11 +214,20 @@ class Process:
         """Let the main thread look for tasks; safe in any thread."""
         getattr(self._signals, "wake", _nothing)()
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it has ended since it has run enough tasks, or uses too much memory."""
+        return self._budget.is_spent or self._was_too_heavy
+
     def _work(self) -> None:
         duties = Duties(self._tasks)
+        is_ready = False
         while not self._is_enough():
             if self._heart is not None and not self._heart.wait_until_registered(FIRST_BEAT):
                 continue  # what it takes could not be rescued
+            if not is_ready:
+                is_ready = True
+                self._say_ready()
             duties.run_if_due()
             self._start_others()
             if self._run_some():
@@ -215,8 +238,14 @@ class Process:
             if self._options.burst and self._is_done():
                 break
             self._wait_for_work()
+        self._service.is_stopping()
         self._drain()
         logger.info("Stopped; no task was left running")
+
+    def _say_ready(self) -> None:
+        self._on_ready()
+        self._service.is_ready(f"Taking tasks of the queues {self._options.queues}")
+        self._service.watch(lambda: self._heart is None or self._heart.is_alive)
 
     def _is_enough(self) -> bool:
         return bool(
@@ -228,12 +257,14 @@ class Process:
 
     def _is_too_heavy(self) -> bool:
         limit, now = self._options.max_memory, time.monotonic()
-        if limit is None or now < self._next_weighing:
+        # Not before a task has run: what a process weighs at its start, the next would weigh too.
+        if limit is None or now < self._next_weighing or not self._budget.is_touched:
             return False
         self._next_weighing = now + BETWEEN_WEIGHINGS
         weight = memory()
         if weight > limit:
             logger.info("This process uses %.0f MiB, and %.0f are the limit", weight, limit)
+            self._was_too_heavy = True
         return weight > limit
 
     def _start_others(self) -> None:
@@ -253,9 +284,10 @@ class Process:
             return self._functions.run_some(only_one=self._signals.time_to_wait is not TTW_FAST)
         for queue in self._options.queues.order or (EVERY,):
             if self._budget.reserve(1):
-                if self._tasks.run_next_task(None if queue == EVERY else queue):
+                is_run = self._tasks.run_next_task(None if queue == EVERY else queue)
+                self._budget.use(1, int(is_run))
+                if is_run:
                     return True
-                self._budget.give_back(1)
         return False
 
     def _is_told(self) -> bool:
@@ -376,7 +408,7 @@ def _nothing() -> None:
     pass
 
 
-def _require_tables(using: str) -> None:
+def require_tables(using: str) -> None:
     """Refuse to start without tables, rather than fail at every look; an outage is waited for."""
     try:
         # What the last migration added, so that one which was not run is noticed too.

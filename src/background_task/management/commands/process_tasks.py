@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import _thread
 import atexit
-import logging
 import os
 import signal
 import sys
-import threading
-import time
 from argparse import Action, ArgumentParser, Namespace
-from contextlib import suppress
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
@@ -20,50 +17,21 @@ from django.utils import autoreload
 from background_task.exceptions import BackgroundTaskError
 from background_task.execution.runs import runs
 from background_task.tasks import autodiscover, tasks
-from background_task.utils import ForcedStop, SignalManager, exit_code, hold_off_signals, leave
+from background_task.utils import ForcedStop, SignalManager, exit_code
 from background_task.worker.options import Options, Unsaid, UnsaidInt
+from background_task.worker.output import log_what_is_printed as _configure_log_std
+from background_task.worker.output import logger
 from background_task.worker.process import Process
+from background_task.worker.shutdown import leave_now, leave_soon
+from background_task.worker.supervisor import Supervisor
+from background_task.worker.systemd import ServiceManager
 
-__all__ = ["Command", "autodiscover"]
-
-logger = logging.getLogger(__name__)
-
-# How long a forced stop waits for what runs to give way, and again for the database, in seconds.
-GRACE = 2.0
+__all__ = ["Command", "_configure_log_std", "autodiscover", "logger"]
 
 
-class _LogWriter:
-    """Stands in for a standard stream, and writes lines to the log."""
-
-    def __init__(self, level: int, stream: Any) -> None:
-        self._level = level
-        self._stream = stream
-        self._thread = threading.local()
-
-    def write(self, text: str) -> int:
-        if getattr(self._thread, "is_logging", False):
-            # A handler writes to this very stream, as logging does where nothing is configured.
-            return int(self._stream.write(text)) if self._stream else len(text)
-        self._thread.is_logging = True
-        try:
-            if text.strip():
-                logger.log(self._level, text.rstrip("\n"))
-        finally:
-            self._thread.is_logging = False
-        return len(text)
-
-    def flush(self) -> None:
-        if self._stream:
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
-
-def _configure_log_std() -> None:
-    """Send what is printed to the log: standard output as INFO, standard error as ERROR."""
-    sys.stdout = _LogWriter(logging.INFO, sys.stdout)
-    sys.stderr = _LogWriter(logging.ERROR, sys.stderr)
+def _options(given: dict[str, Any]) -> Options:
+    options = Options.of(given)
+    return replace(options, processes=1) if given.get("dev") else options
 
 
 class _Joined(Action):
@@ -81,7 +49,7 @@ class Command(BaseCommand):
 
     Exit codes: 0 after SIGTERM, SIGINT, SIGTSTP, or when an option says that it is enough; 128 +
     the signal when a second one, or the end of patience, stopped a running task; 1 when it could
-    not start.
+    not start. See ``docs/deployment.md``.
     """
 
     help = "Run tasks that are scheduled to run on the queue"
@@ -265,23 +233,27 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Take the signals, run, and give the signals back."""
+        if options.get("dev") and options.get("processes") not in (None, 1):
+            raise CommandError(
+                "--dev starts one process anew whenever the code changes, and --processes asks for "
+                "more: leave one of them out."
+            )
         if options.get("dev"):
             self._handle_in_reloader(*args, **options)
             return
-        owns_process = getattr(self, "_called_from_command_line", False)
-        self.sig_manager = SignalManager(
-            self._leave_soon if owns_process else None,
-            patience=options.get("shutdown_timeout") if owns_process else None,
-        )
+        self.sig_manager = SignalManager(self._on_force if self._owns_process else None)
         try:
             self.run(*args, **options)
         finally:
-            if owns_process:
+            if self._owns_process:
                 # A signal that comes a moment too late must not turn a graceful stop into a kill.
                 # Until then the handlers stay: threads of the project may keep the process alive.
                 atexit.register(self.sig_manager.ignore)
             else:
                 self.sig_manager.restore()
+
+    def _on_force(self) -> None:
+        leave_soon(self.sig_manager)
 
     def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
@@ -305,36 +277,34 @@ class Command(BaseCommand):
         if self._tasks._pool_runner.is_current_thread:
             raise CommandError("process_tasks was called by a task: the worker would wait for it.")
         streams = sys.stdout, sys.stderr
-        if options.get("log_std"):
+        log_std = bool(options.get("log_std"))
+        if log_std:
             _configure_log_std()
         try:
-            self._run(Options.of(options))
+            self._run(_options(options), log_std=log_std)
         except BackgroundTaskError as error:
             raise CommandError(str(error)) from error
         finally:
             sys.stdout, sys.stderr = streams
 
-    def _run(self, options: Options) -> None:
+    def _run(self, options: Options, *, log_std: bool) -> None:
+        service = ServiceManager.of_this_process() if self._owns_process else ServiceManager()
+        if self._owns_process:
+            self.sig_manager.patience = options.shutdown_timeout
+        worker: Process | Supervisor
+        if options.processes > 1:
+            worker = Supervisor(self._tasks, options, self.sig_manager, service, log_std=log_std)
+        else:
+            worker = Process(self._tasks, options, self.sig_manager, service=service)
         try:
-            Process(self._tasks, options, self.sig_manager).run()
+            worker.run()
         except ForcedStop:
-            self._exit(exit_code(self.sig_manager.signum))
+            code = exit_code(self.sig_manager.signum)
+            if self._owns_process:
+                leave_now(code)
+            sys.exit(code)
 
-    def _exit(self, code: int) -> NoReturn:
-        """Stop at once; what a task has left running in threads would hold the process up."""
-        others = set(threading.enumerate()) - {threading.main_thread()}
-        if getattr(self, "_called_from_command_line", False) and any(
-            not thread.daemon for thread in others
-        ):
-            leave(code)
-        sys.exit(code)
-
-    def _leave_soon(self) -> None:
-        """End the process soon after a second signal, whether or not the main thread gets to it."""
-        hold_off_signals()
-        time.sleep(GRACE)
-        with suppress(RuntimeError):  # the interpreter is ending already
-            handing_back = threading.Thread(target=runs.hand_back, daemon=True)
-            handing_back.start()
-            handing_back.join(GRACE)
-        leave(exit_code(self.sig_manager.signum))
+    @property
+    def _owns_process(self) -> bool:
+        """Whether the process is there for nothing else."""
+        return getattr(self, "_called_from_command_line", False)

@@ -1,0 +1,167 @@
+"""A heart that also looks out for work, between its beats, and wakes whoever waits for some.
+
+It waits for news of new rows, or asks for it where nobody tells; and it says of rows whose time has
+come that they may run.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from background_task import vendors
+from background_task.records import Wanted
+from background_task.storage import readiness, workers
+from background_task.storage.notifications import BETWEEN_NOTICES, NEW
+from background_task.worker.heart import Heart
+
+# Between two looks while nobody waits, in seconds.
+BETWEEN_LOOKS = 0.25
+# After news, rows may be stored of which nothing is told; so many seconds later there is a look.
+ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
+
+
+class Driver(Protocol):
+    """What takes tasks, and may be waiting for some."""
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it waits."""
+        ...
+
+    def wanted(self) -> Wanted:
+        """Return for which rows it waits."""
+        ...
+
+    def wake(self) -> None:
+        """Tell it to look; safe in any thread."""
+        ...
+
+
+class Lookout(Heart):
+    """The thread.
+
+    Args:
+        using: the alias of the database.
+        drivers: who waits for tasks.
+        sleep: seconds between two looks where nothing has told of new rows.
+        options: see :class:`Heart`.
+    """
+
+    def __init__(
+        self, using: str, *, drivers: Sequence[Driver], sleep: float, **options: Any
+    ) -> None:
+        super().__init__(using, **options)
+        self._drivers = drivers
+        self._sleep = sleep
+        self._next_look = 0.0
+        self._echoes: deque[float] = deque()
+        self._watch: vendors.Watch = vendors.AlwaysNews()
+        self._ear: int | None = None
+
+    def expect_hunger(self) -> None:
+        """Know that a driver is hungry now: where news has to be asked for, ask from now on."""
+        if self._ear is None:
+            self.poke()
+
+    def _connect(self) -> None:
+        super()._connect()
+        self._watch = self._engine.vendor.watch(self._engine.connection, NEW)
+        self._ear = self._watch.fileno()
+        if self._ear is not None:
+            self._selector.register(self._ear, selectors.EVENT_READ)
+
+    def _disconnect(self) -> None:
+        if self._ear is not None:
+            self._selector.unregister(self._ear)
+            self._ear = None
+        super()._disconnect()
+
+    def _spend_time(self, now: float) -> None:
+        hungry = [driver for driver in self._drivers if driver.is_hungry]
+        if now >= self._next_look:
+            self._look(hungry or self._drivers)
+        if not hungry:
+            # Nobody need be woken; but what becomes due may be more urgent than what waits.
+            self._next_look = min(self._next_look, now + BETWEEN_LOOKS)
+        self._wait(hungry)
+
+    def _look(self, drivers: Collection[Driver]) -> None:
+        """Wake these if there is something for them."""
+        now = time.monotonic()
+        while self._echoes and self._echoes[0] <= now:
+            self._echoes.popleft()
+        self._next_look = min([now + self._sleep, *list(self._echoes)[:1]])
+        wanted = _wanted(drivers)
+        if not wanted.names:
+            return
+        with self._using_engine:
+            found = readiness.look(self._engine, wanted)
+            if found.is_unsettled:
+                if readiness.adopt(self._engine):
+                    # A worker of the predecessor may have locked some of them, and be gone.
+                    readiness.expire(self._engine)
+                readiness.promote(self._engine)
+                found = readiness.look(self._engine, wanted)
+        if found.is_ready or found.is_rescued:
+            _wake(drivers)
+        if found.upcoming is not None:
+            upcoming = time.monotonic() + max(found.upcoming, 0)
+            self._next_look = min(self._next_look, upcoming)
+
+    def _wait(self, hungry: Collection[Driver]) -> None:
+        """Wait for the next beat, the next look, or news."""
+        until = min(self._next_beat, self._next_look)
+        if self._ear is None and hungry:
+            self._ask(hungry, until)
+        elif self._pause(until - time.monotonic()):
+            with self._using_engine:
+                is_news = self._watch.has_news()
+            if is_news:
+                _wake(self._drivers)
+                now = time.monotonic()
+                self._echoes = deque(now + pause for pause in ECHOES)
+                self._next_look = min(self._next_look, self._echoes[0])
+
+    def _ask(self, hungry: Collection[Driver], until: float) -> None:
+        """Ask for news, again and again, until there is some or the time has come."""
+        wanted = _wanted(hungry)
+        pause = self._engine.vendor.between_questions
+        question, parameters = readiness.first(self._engine, wanted)
+        while wanted.names and (left := until - time.monotonic()) > 0:
+            if self._pause(min(left, pause)):
+                return
+            with self._using_engine:
+                if not self._watch.has_news():
+                    continue
+                is_certain = self._watch.is_certain
+                if not is_certain and not self._engine.fetch(question, parameters):
+                    continue
+            if is_certain:
+                self._next_look = 0.0
+            else:
+                _wake(hungry)
+            return
+        self._pause(until - time.monotonic())
+
+    def _is_poked(self) -> None:
+        self._next_look = 0.0
+
+    def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
+        if is_freed := super()._rescue(suspects, is_known_dead=is_known_dead):
+            self._next_look = 0.0
+        return is_freed
+
+
+def _wanted(drivers: Collection[Driver]) -> Wanted:
+    each = [driver.wanted() for driver in drivers]
+    return replace(each[0], names=frozenset(name for one in each for name in one.names))
+
+
+def _wake(drivers: Collection[Driver]) -> None:
+    for driver in drivers:
+        driver.wake()
