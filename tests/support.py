@@ -61,13 +61,14 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 class Child:
-    """A management command in a process of its own."""
+    """A management command, or another module, in a process of its own."""
 
     def __init__(self, *arguments: str, output: Path, **environment: str) -> None:
         self.output = output
+        module = environment.pop("TEST_MODULE", "django")
         with output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "django", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env=child_environment(**environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,5 +15,7 @@ class BackgroundTasksAppConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Connect the receivers and register the system checks."""
-        from background_task import checks, signals  # noqa: F401
+        """Connect the receivers, register the system checks, and start what is to be embedded."""
+        from background_task import checks, embedded, signals  # noqa: F401
+
+        embedded.start_beside_runserver()

@@ -75,6 +75,11 @@ class AppSettings:
         return _first({}, "BACKGROUND_TASK_WORKER") or {}
 
     @property
+    def BACKGROUND_TASK_EMBEDDED(self) -> bool:
+        """bool, False: run a worker in a thread beside ``runserver``."""
+        return bool(_first(False, "BACKGROUND_TASK_EMBEDDED"))
+
+    @property
     def BACKGROUND_TASK_PRIORITY_ORDERING(self) -> str:
         """text, "DESC": "DESC" runs the highest number first, "ASC" the lowest.
 

@@ -95,6 +95,7 @@ if BACKENDS:
         "dummy": {"BACKEND": f"{BACKENDS}.dummy.DummyBackend", "QUEUES": []},
     }
 BACKGROUND_TASK_RUN_ASYNC = "TEST_RUN_ASYNC" in os.environ
+BACKGROUND_TASK_EMBEDDED = "TEST_EMBEDDED" in os.environ
 MAX_RUN_TIME = float(os.environ.get("TEST_MAX_RUN_TIME", 3600))
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

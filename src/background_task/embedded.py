@@ -1,0 +1,204 @@
+"""A worker in a thread of the web server: for development, and for sites of one process.
+
+``BACKGROUND_TASK_EMBEDDED = True`` starts one beside ``runserver``. Other servers call
+:func:`start` in each of their processes, or wrap their application by :func:`with_worker`. However
+many processes do so, one of them takes tasks; when it ends another goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.apps import apps
+from django.conf import settings
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
+
+from background_task.settings import app_settings
+
+__all__ = ["start", "stop", "with_worker"]
+
+logger = logging.getLogger("background_task.tasks")
+
+# How long a process that does not take tasks waits before it asks again, and how long what runs is
+# waited for when the server ends, in seconds.
+BETWEEN_TRIES = 1.0
+LONGEST_STOP = 5.0
+AFTER_A_FAILURE = 5.0
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+def start(*, every_process: bool = False) -> None:
+    """Take and run tasks in a thread of this process; once it does, nothing more happens.
+
+    The options are those of the setting ``BACKGROUND_TASK_WORKER``, but for ``PROCESSES``.
+
+    Args:
+        every_process: in this one too when another process of this project takes tasks already.
+    """
+    global _worker
+    if _worker is None or not _worker.is_of_this_process:
+        _worker = _Embedded(every_process)
+        _worker.start()
+
+
+def stop(timeout: float = LONGEST_STOP) -> None:
+    """Take no more tasks, and let what runs finish; what takes longer is handed back.
+
+    Args:
+        timeout: seconds.
+    """
+    global _worker
+    if _worker is not None and _worker.is_of_this_process:
+        worker, _worker = _worker, None
+        worker.stop(timeout)
+
+
+def with_worker(application: Application, *, every_process: bool = False) -> Application:
+    """Return an ASGI application that starts and stops a worker with the server.
+
+    Args:
+        application: the application, such as what ``get_asgi_application()`` returns.
+        every_process: see :func:`start`.
+    """
+
+    async def wrapped(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await application(scope, receive, send)
+            return
+        while (await receive())["type"] == "lifespan.startup":
+            start(every_process=every_process)
+            await send({"type": "lifespan.startup.complete"})
+        await sync_to_async(stop, thread_sensitive=False)()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    return wrapped
+
+
+def start_beside_runserver() -> None:
+    """Start a worker, if the setting asks for it, in the process of ``runserver`` that serves."""
+    if "runserver" not in sys.argv[1:2] or not app_settings.BACKGROUND_TASK_EMBEDDED:
+        return
+    if os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" or "--noreload" in sys.argv:
+        start()
+
+
+class _Embedded:
+    """The thread."""
+
+    def __init__(self, every_process: bool) -> None:
+        self._every_process = every_process
+        self._process = os.getpid()
+        self._stopping = threading.Event()
+        self._signals: Any = None
+        self._thread = threading.Thread(target=self._work, name="embedded worker", daemon=True)
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was started here, and not before a fork."""
+        return self._process == os.getpid()
+
+    def start(self) -> None:
+        """Start the thread."""
+        atexit.register(stop)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread, and what it runs."""
+        from background_task.worker.shutdown import hand_back
+
+        atexit.unregister(stop)
+        self._stopping.set()
+        if self._signals is not None:
+            self._signals.exit_gracefully(None, None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            hand_back()
+
+    def _work(self) -> None:
+        # Signals are not held off: what a task starts would inherit that.
+        apps.ready_event.wait()  # it may be started by an app that is getting ready
+        while not self._stopping.is_set():
+            try:
+                self._take_turns()
+            except Exception:
+                logger.exception("The embedded worker has failed; trying again")
+                self._stopping.wait(AFTER_A_FAILURE)
+
+    def _take_turns(self) -> None:
+        """Work, as soon as no other process of this project does."""
+        from background_task.storage import workers
+        from background_task.storage.engine import Engine
+        from background_task.tasks import tasks
+        from background_task.worker.options import Options
+
+        options = replace(Options.of({}), processes=1)
+        using = options.database or tasks.queue_database()
+        if self._every_process:
+            self._run(tasks, options)
+            return
+        engine = Engine(using)
+        try:
+            if not engine.vendor.has_session_locks(engine.connection):
+                raise RuntimeError(
+                    "It cannot be told whether another process of this server takes tasks already. "
+                    "Run manage.py process_tasks, or ask for one in every process."
+                )
+            engine.vendor.prepare_control(engine.connection)
+            key = workers.lock_key(f"embedded {settings.SETTINGS_MODULE}")
+            while not self._stopping.is_set():
+                lock = engine.vendor.session_lock(engine.connection, key)
+                if lock is not None:
+                    try:
+                        self._run(tasks, options, lambda: engine.fetch("SELECT 1"))
+                    finally:
+                        lock.release()
+                self._stopping.wait(BETWEEN_TRIES)
+        finally:
+            engine.close()
+
+    def _run(self, tasks: Any, options: Any, check: Callable[[], Any] = lambda: None) -> None:
+        """Work, until :meth:`stop` or for as long as ``check()`` does not raise."""
+        from django.db import connections
+
+        from background_task.utils import SignalManager
+        from background_task.worker.process import Process
+
+        self._signals = signals = SignalManager()  # outside the main thread it handles no signal
+        over = threading.Event()
+
+        def keep_checking() -> None:
+            while not over.wait(BETWEEN_TRIES):
+                try:
+                    check()
+                except Exception as error:
+                    logger.warning("The embedded worker gives way to another: %s", error)
+                    signals.exit_gracefully(None, None)
+                    return
+
+        checking = threading.Thread(target=keep_checking, name="embedded turn", daemon=True)
+        checking.start()
+        try:
+            if not self._stopping.is_set():
+                Process(tasks, options, signals).run()
+        finally:
+            over.set()
+            checking.join()
+            signals.restore()
+            with suppress(Exception):
+                connections.close_all()  # this thread's own
+
+
+_worker: _Embedded | None = None

@@ -1,0 +1,131 @@
+"""A worker inside the web server: one, however many processes that has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+from django.db import connection
+from project.models import Note
+from support import Child, break_other_connections, wait_until
+
+from background_task.models import CompletedTask, Task, Worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def enqueue(name: str, *args: object) -> None:
+    Task.objects.new_task(f"project.tasks.{name}", args).save()
+
+
+def noted(text: str) -> Callable[[], bool]:
+    return lambda: Note.objects.filter(text=text).exists()
+
+
+def number() -> int:
+    """Return the number of the process whose worker takes tasks: there is one."""
+    wait_until(Worker.objects.exists)
+    return int(Worker.objects.get().worker_id.split(":")[1])
+
+
+@pytest.mark.parametrize("reloads", [True, False])
+def test_runserver_runs_tasks_when_the_setting_says_so(
+    command: Callable[..., Child], port: str, reloads: bool
+) -> None:
+    enqueue("note", "embedded")
+    options = [] if reloads else ["--noreload"]
+    child = command("runserver", port, *options, TEST_EMBEDDED="1")
+    wait_until(noted("embedded"))
+    wait_until(CompletedTask.objects.exists)
+    # The process that serves, and not the one that restarts it.
+    assert (number() == child.process.pid) is not reloads
+    wait_until(lambda: "Quit the server" in child.text())
+    os.killpg(child.process.pid, signal.SIGINT)
+    assert child.wait() == 0, child.text()
+    wait_until(lambda: not Worker.objects.exists())
+
+
+def test_runserver_alone_runs_nothing(command: Callable[..., Child], port: str) -> None:
+    enqueue("note", "never")
+    child = command("runserver", port, "--noreload")
+    wait_until(lambda: "Quit the server" in child.text())
+    command("check", TEST_EMBEDDED="1").wait()
+    assert not Worker.objects.exists()
+    assert Task.objects.exists()
+
+
+@pytest.fixture(params=["uvicorn", "gunicorn"])
+def server(request: pytest.FixtureRequest, command: Callable[..., Child], port: str) -> Child:
+    """A web server of two processes with a worker in it."""
+    arguments = {
+        "uvicorn": [
+            "project.asgi:application",
+            "--port",
+            port,
+            "--workers",
+            "2",
+            "--lifespan",
+            "on",
+        ],
+        "gunicorn": [
+            "project.wsgi:application",
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--workers",
+            "2",
+            "--config",
+            "python:project.gunicorn_conf",
+        ],
+    }
+    pytest.importorskip(request.param)
+    return command(*arguments[request.param], TEST_MODULE=request.param)
+
+
+def test_one_process_of_a_web_server_runs_tasks_and_another_goes_on_when_it_ends(
+    server: Child,
+) -> None:
+    enqueue("note", "first")
+    wait_until(noted("first"))
+    first = number()
+    os.kill(first, signal.SIGKILL)
+    enqueue("note", "second")
+    wait_until(noted("second"))
+    wait_until(lambda: Worker.objects.count() == 1 and number() != first)
+    server.send(signal.SIGTERM)
+    server.wait()
+    wait_until(lambda: not Worker.objects.exists())
+
+
+def test_what_runs_is_finished_when_the_web_server_ends(server: Child) -> None:
+    enqueue("slow", "long", 1)
+    wait_until(noted("long begins"))
+    server.send(signal.SIGTERM)
+    wait_until(noted("long ends"))
+    wait_until(CompletedTask.objects.exists)
+    server.wait()
+    assert not Task.objects.exists()
+
+
+def test_after_a_restart_of_the_database_there_is_one_again(server: Child, vendor: str) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite has no connections to break")
+    enqueue("note", "first")
+    wait_until(noted("first"))
+    break_other_connections()
+    enqueue("note", "second")
+    wait_until(noted("second"))
+    wait_until(lambda: "gives way to another" in server.text())
+    enqueue("note", "third")
+    wait_until(noted("third"))
+    wait_until(lambda: Worker.objects.count() == 1)
+    assert connection.is_usable()

@@ -1,0 +1,5 @@
+"""A WSGI application; gunicorn starts the worker in it."""
+
+from django.core.wsgi import get_wsgi_application
+
+application = get_wsgi_application()
