@@ -7,7 +7,11 @@
     ├── ArgumentTypeError       (TypeError)   a call has an argument of the wrong type
     ├── ArgumentValueError      (ValueError)  a call has an argument that cannot be meant
     ├── TaskModuleError         (ImportError) a ``tasks.py`` cannot be imported
+    ├── TaskTimeoutError        (TimeoutError) a run took longer than its ``timeout``
     └── WorkerLostError         a run ended because its worker did
+
+    BaseException
+    └── TaskCancelledError      raised in a run that somebody has cancelled
 """
 
 from __future__ import annotations
@@ -41,3 +45,25 @@ class TaskModuleError(BackgroundTaskError, ImportError):
 
 class WorkerLostError(BackgroundTaskError):
     """A run ended without an outcome: its worker was lost. That is not the task's fault."""
+
+
+class TaskTimeoutError(BackgroundTaskError, TimeoutError):
+    """Raised in a task that has run for longer than its ``timeout``; it has a while to tidy up."""
+
+    def __init__(self, message: str = "The task has run for longer than its timeout.") -> None:
+        super().__init__(message)
+
+
+class TaskCancelledError(BaseException):
+    """Raised in a task that somebody has cancelled; it has a while to tidy up.
+
+    Not an ``Exception``, so that code which tries again whatever fails does not swallow it.
+    """
+
+    def __init__(self, message: str = "The task was cancelled.") -> None:
+        super().__init__(message)
+
+
+def class_path(error: type[BaseException]) -> str:
+    """Return where the class of an error can be imported from."""
+    return f"{error.__module__}.{error.__qualname__}"

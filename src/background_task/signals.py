@@ -1,4 +1,4 @@
-"""The signals of the predecessor, with its senders and arguments.
+"""The signals of the predecessor, with its senders and arguments, and one of ours.
 
 ==================  ===========================  ================================
 signal              sender                       arguments
@@ -10,9 +10,10 @@ task_successful     ``Task``                     ``task_id``, ``completed_task``
 task_error          the exception's class        ``task``
 task_rescheduled    ``Task``                     ``task``
 task_failed         ``Task``                     ``task_id``, ``completed_task``
+task_cancelled      ``Task``                     ``task_id``, ``completed_task``
 ==================  ===========================  ================================
 
-``task_successful``, ``task_rescheduled`` and ``task_failed`` are sent inside the transaction that
+``task_successful``, ``task_rescheduled``, and the last two, are sent inside the transaction that
 records the outcome: what a receiver writes is kept if, and only if, the outcome is. Work that is
 slow or leaves the database belongs in ``transaction.on_commit``.
 """
@@ -36,6 +37,7 @@ task_created = Signal()
 task_error = Signal()
 task_rescheduled = Signal()
 task_failed = Signal()
+task_cancelled = Signal()
 task_successful = Signal()
 task_started = Signal()
 task_finished = Signal()

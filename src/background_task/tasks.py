@@ -23,17 +23,17 @@ from django.utils import timezone
 
 from background_task import signals, vendors
 from background_task.api import registry
-from background_task.api.options import retry_policy
+from background_task.api.options import run_policy
 from background_task.api.proxy import DeclaredTask, TaskProxy, check_every
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
 from background_task.execution.attempt import Attempt
-from background_task.execution.call import call
 from background_task.execution.connections import undisturbed
 from background_task.execution.pool import PoolRunner
 from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.policies import arguments
+from background_task.policies.runs import check_atomic
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 from background_task.states import State
@@ -77,7 +77,7 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     try:
         args, kwargs = attempt.begin(args, kwargs)
         with attempt.as_current(), undisturbed():
-            value = call(attempt.function, args, kwargs, attempt.run)
+            value = attempt.run_body(args, kwargs)
         attempt.succeed(value)
     except ForcedStop:
         attempt.run.hand_back()
@@ -234,15 +234,14 @@ class Tasks:
             remove_existing_tasks: the default of the calls.
             every: seconds, or a timedelta. The worker then keeps exactly one chain of runs with
                 this period, without a call; it follows the code, and ends with the declaration.
-            options: ``max_attempts``, ``backoff``, ``retry_on``, ``give_up_on``, ``max_losses``,
-                see :class:`RetryPolicy`.
+            options: what the task says about its runs, see :class:`RunPolicy`.
 
         Raises:
             ArgumentTypeError, ArgumentValueError: an argument is not as described.
         """
         function = name if callable(name) else None
         given = None if callable(name) else name
-        policy = retry_policy(options, _KEYWORDS)
+        policy = run_policy(options, _KEYWORDS)
 
         def decorate(function: Callable[..., Any]) -> TaskProxy[..., Any]:
             if not callable(function):
@@ -256,6 +255,7 @@ class Tasks:
                 )
             registered = arguments.task_name(given or f"{function.__module__}.{function.__name__}")
             period = check_every(registered, function, every)
+            check_atomic(registered, function, policy)
             proxy = self._task_proxy_class(
                 registered,
                 function,

@@ -48,6 +48,11 @@ class SignalManager:
     # After so many seconds the first signal counts as a second one; None is never.
     patience: float | None = None
 
+    # Called in the main thread, wherever that is, when :meth:`send_urgent` was: by a signal that is
+    # ignored by default, and that Go's runtime has chosen for the same purpose.
+    on_urgent: Callable[[], None] = staticmethod(lambda: None)
+    _URGENT = getattr(signal, "SIGURG", None)  # not on Windows
+
     _active: SignalManager | None = None
 
     def __init__(self, on_force: Callable[[], None] | None = None) -> None:
@@ -72,6 +77,7 @@ class SignalManager:
         handlers = dict.fromkeys(stopping, self.exit_gracefully)
         if sys.platform != "win32":
             handlers |= {"SIGUSR1": self.speed_up, "SIGUSR2": self.slow_down}
+            handlers["SIGURG"] = self._handle_urgent
         for name, handler in handlers.items():
             number = getattr(signal, name)
             self._previous[number] = signal.signal(number, handler)
@@ -121,6 +127,20 @@ class SignalManager:
         time.sleep(seconds)
         if not self.force_now:
             signal_main_thread(self.signum or signal.SIGTERM)
+
+    def _handle_urgent(self, signum: int | None, frame: FrameType | None) -> None:
+        type(self).on_urgent()
+
+    @classmethod
+    def can_send_urgent(cls) -> bool:
+        """Tell whether :meth:`send_urgent` can be."""
+        return cls._active is not None and cls._URGENT in cls._active._previous
+
+    @classmethod
+    def send_urgent(cls) -> None:
+        """Have :attr:`on_urgent` called in the main thread, whatever that waits for."""
+        if cls._URGENT is not None:
+            signal_main_thread(cls._URGENT)
 
     @classmethod
     def is_stopping(cls) -> bool:

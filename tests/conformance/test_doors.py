@@ -91,7 +91,7 @@ def test_an_option_that_no_backend_has_is_refused_with_the_nearest_name() -> Non
         background(max_attemps=2)(jobs.add.func)
 
 
-@pytest.mark.parametrize("option", ["timeout", "atomic", "unique"])
+@pytest.mark.parametrize("option", ["unique", "concurrency"])
 def test_an_option_that_is_to_come_is_refused_until_it_works(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} does not work in this version"):
         background_task.task(**{option: 5})(jobs.add.func)

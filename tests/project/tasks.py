@@ -224,3 +224,55 @@ async def open_transaction_beside_others(seconds):
 @background
 def environment(name):
     Note.objects.create(text=f"{name} is {os.environ.get(name)}")
+
+
+def _stay(text, how):
+    try:
+        Note.objects.create(text=f"{text} begins")
+        # What is raised at the very jump of a loop passes by every handler around it.
+        while how == "loop":
+            sum(range(100_000))
+        while how == "stubborn":
+            with contextlib.suppress(BaseException):
+                time.sleep(60)
+        time.sleep(60)
+    finally:
+        Note.objects.create(text=f"{text} tidies up")
+
+
+@background(timeout=0.5)
+def overstay(text, how):
+    _stay(text, how)
+
+
+@background
+def stay(text, how):
+    _stay(text, how)
+
+
+async def _stay_async(text, how):
+    try:
+        await Note.objects.acreate(text=f"{text} begins")
+        while how == "stubborn":
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+        if how == "block":
+            time.sleep(60)
+        await asyncio.sleep(60)
+    finally:
+        await Note.objects.acreate(text=f"{text} tidies up")
+
+
+@background(timeout=0.5)
+async def overstay_async(text, how):
+    await _stay_async(text, how)
+
+
+@background
+async def stay_async(text, how):
+    await _stay_async(text, how)
+
+
+@background(timeout=60)
+def keep_to_the_limit(text):
+    Note.objects.create(text=text)

@@ -9,7 +9,7 @@ from typing import Any
 from background_task._compat import django_tasks, tasks_base
 from background_task.api import aliases, options, registry
 from background_task.exceptions import ArgumentTypeError
-from background_task.policies.retries import NAMES, Backoff, Classes, RetryPolicy
+from background_task.policies.runs import NAMES, Backoff, Classes, RunPolicy, check_atomic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,8 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
     """A declared task.
 
     Args:
-        max_attempts, backoff, retry_on, give_up_on, max_losses: see :class:`RetryPolicy`.
+        max_attempts, backoff, retry_on, give_up_on, max_losses, on_worker_loss, timeout, atomic:
+            see :class:`RunPolicy`.
         on_commit: store the row when the transaction of the caller is committed, instead of in it.
         stored_name: the name that the rows carry, where it is not that of the function.
     """
@@ -27,12 +28,13 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
     retry_on: Classes | None = None
     give_up_on: Classes | None = None
     max_losses: int | None = None
+    on_worker_loss: str | None = None
+    timeout: float | None = None
+    atomic: bool | None = None
     on_commit: bool | None = None
-    timeout: None = None
     stored_name: str | None = None
 
     def __post_init__(self) -> None:
-        options.refuse_what_is_to_come({} if self.timeout is None else {"timeout": self.timeout})
         if not isinstance(self.on_commit, bool | None):
             raise ArgumentTypeError(
                 f"on_commit must be True, False or None, not {self.on_commit!r:.80}."
@@ -40,6 +42,7 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
         if self.stored_name is not None and registry.proxy(self.stored_name) is None:
             raise ArgumentTypeError("'stored_name' is no option of a task.")
         checked = self.policy
+        check_atomic(self.name, self.func, checked)
         for name in NAMES:
             object.__setattr__(self, name, getattr(checked, name))
         # Not super(): a class with slots is made twice, and super() knows the first.
@@ -56,9 +59,9 @@ class Task(tasks_base.Task):  # type: ignore[type-arg]
         return _restored, (self.module_path, values)
 
     @property
-    def policy(self) -> RetryPolicy:
+    def policy(self) -> RunPolicy:
         """What the declaration says about retries."""
-        return RetryPolicy(**{name: getattr(self, name) for name in NAMES})
+        return RunPolicy(**{name: getattr(self, name) for name in NAMES})
 
     def enqueue_many(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Any]:
         """Store many calls in one transaction; return their results in the same order.

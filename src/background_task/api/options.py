@@ -7,15 +7,15 @@ from typing import Any
 
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies.arguments import did_you_mean
-from background_task.policies.retries import NAMES, RetryPolicy
+from background_task.policies.runs import NAMES, RunPolicy
 
-__all__ = ["did_you_mean", "refuse_what_is_to_come", "retry_policy"]
+__all__ = ["did_you_mean", "refuse_what_is_to_come", "run_policy"]
 
 # What is planned, and must not be accepted and ignored until it works.
-TO_COME = ("timeout", "atomic", "unique", "concurrency", "rate", "cron", "on_worker_loss")
+TO_COME = ("unique", "concurrency", "rate", "cron")
 
 
-def retry_policy(given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> RetryPolicy:
+def run_policy(given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> RunPolicy:
     """Return the policy that the keywords of ``@background`` describe.
 
     Args:
@@ -32,7 +32,7 @@ def retry_policy(given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> Re
             raise ArgumentTypeError(
                 f"{name!r} is no option of @background.{did_you_mean(name, [*NAMES, *accepted])}"
             )
-    return RetryPolicy(**given)
+    return RunPolicy(**given)
 
 
 def refuse_what_is_to_come(given: Mapping[str, Any]) -> None:

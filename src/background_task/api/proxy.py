@@ -13,7 +13,7 @@ from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
-from background_task.policies.retries import NAMES, RetryPolicy
+from background_task.policies.runs import NAMES, RunPolicy
 from background_task.policies.schedules import TaskSchedule
 from background_task.settings import app_settings
 
@@ -61,7 +61,7 @@ class TaskProxy(Generic[P, R]):
         remove_existing_tasks: bool,
         runner: Any,
         every: int = 0,
-        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        policy: RunPolicy = RunPolicy(),  # noqa: B008 - frozen
     ) -> None:
         self.name = name
         self.now = self.task_function = task_function
@@ -148,7 +148,6 @@ class TaskProxy(Generic[P, R]):
             run_after=None if self.schedule.is_immediate else self.schedule.run_at,
             takes_context=False,
             on_commit=None,
-            timeout=None,
             stored_name=self.name,
             **policy,
         )
@@ -254,7 +253,7 @@ class DeclaredTask(TaskProxy[..., Any]):
         super().__init__(task.module_path, task.func, None, task.queue_name, False, runner)
         self.task = task
         self.takes_context = task.takes_context
-        self.policy = getattr(task, "policy", RetryPolicy())
+        self.policy = getattr(task, "policy", RunPolicy())
 
     @property
     def definition(self) -> Any:

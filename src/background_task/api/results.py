@@ -12,14 +12,17 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from background_task._compat import normalize_json, tasks_base
 from background_task.api import aliases, definitions
+from background_task.exceptions import TaskCancelledError, class_path
 from background_task.policies.priorities import mirrored
 from background_task.settings import app_settings
+from background_task.states import State
 from background_task.storage import transient
 
 if TYPE_CHECKING:
@@ -93,6 +96,25 @@ class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
                 with suppress(TimeoutError):
                     await asyncio.wait_for(finished.wait(), pause)
         raise TimeoutError(f"The task {self.id} has not finished within {timeout} s.")
+
+    def cancel(self) -> bool:
+        """Cancel the task: at once while it waits; while it runs, its worker is asked to end it.
+
+        It has failed then, with a ``TaskCancelledError``; what runs may take some seconds to end.
+
+        Returns:
+            False when the task has finished, or nobody can be asked.
+        """
+        from background_task.storage import cancel, lookup
+
+        found = lookup.by_result_id(_database_of(self), UUID(self.id))
+        is_done = found is not None and found.live is not None and cancel.cancel(found.live)
+        self.refresh()
+        return is_done
+
+    async def acancel(self) -> bool:
+        """See :meth:`cancel`."""
+        return await sync_to_async(self.cancel)()
 
     def _look(self) -> None:
         """Refresh, and bear an outage of the database: it will be asked again."""
@@ -173,12 +195,15 @@ def of_live_row(row: Row, task: Any, log: list[Attempt]) -> Any:
 def of_finished_row(row: CompletedTask, task: Any, log: list[Attempt]) -> Any:
     """Return the result of a task that has finished; the arguments are the same."""
     failed = row.failed_at is not None
+    has_run = bool(row.attempts) or row.state != State.CANCELLED
     result = _result(
         row,
         task,
         log,
         status=Status.FAILED if failed else Status.SUCCESSFUL,
-        workers=[] if failed and log else [row.worker_id or row.locked_by or UNKNOWN_WORKER],
+        workers=[row.worker_id or row.locked_by or UNKNOWN_WORKER]
+        if has_run and not (failed and log)
+        else [],
         last_attempted_at=row.locked_at,
         finished_at=row.run_at,
     )
@@ -198,18 +223,11 @@ def _result(
     finished_at: datetime | None,
 ) -> Any:
     args, kwargs = json.loads(row.task_params)
-    errors = [
-        tasks_base.TaskError(
-            exception_class_path=each.exception_class_path, traceback=each.traceback
-        )
-        for each in log
-    ]
-    if not errors and row.last_error:  # failed before there was a log
-        errors.append(
-            tasks_base.TaskError(
-                exception_class_path="builtins.Exception", traceback=row.last_error
-            )
-        )
+    errors = [_error(each.exception_class_path, each.traceback) for each in log]
+    if row.state == State.CANCELLED and not row.attempts:
+        errors.append(_error(class_path(TaskCancelledError), row.last_error))
+    elif not errors and row.last_error:  # failed before there was a log
+        errors.append(_error("builtins.Exception", row.last_error))
     before = [each.worker_id for each in log]
     # Attempts that the predecessor made have left no name.
     missing = (row.attempts or 0) - len(before) - (1 if finished_at and workers else 0)
@@ -235,6 +253,10 @@ def _result(
         errors=errors,
         worker_ids=[UNKNOWN_WORKER] * max(missing, 0) + before + workers,
     )
+
+
+def _error(class_path: str, traceback: str) -> Any:
+    return tasks_base.TaskError(exception_class_path=class_path, traceback=traceback)
 
 
 def _is_deferred(row: Row | CompletedTask) -> bool:

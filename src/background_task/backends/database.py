@@ -17,6 +17,7 @@ from django.utils import timezone
 from background_task import signals
 from background_task._compat import (
     BaseTaskBackend,
+    InvalidTask,
     normalize_json,
     tasks_base,
     tasks_exceptions,
@@ -25,9 +26,10 @@ from background_task._compat import (
 )
 from background_task.api import definitions, registry
 from background_task.backends.options import Options
-from background_task.exceptions import ArgumentTypeError
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
+from background_task.policies.runs import RunPolicy, check_atomic
 from background_task.records import Kind, NewTask
 from background_task.settings import app_settings
 from background_task.states import State
@@ -93,6 +95,11 @@ class DatabaseBackend(BaseTaskBackend):
     def validate_task(self, task: Any) -> None:
         """Check a task by Django's rules, and remember it, so that a worker can run it."""
         super().validate_task(task)
+        if getattr(task, "atomic", None) is None and self._options.is_atomic:
+            try:
+                check_atomic(task.name, task.func, RunPolicy(atomic=True))
+            except ArgumentValueError as error:
+                raise InvalidTask(str(error)) from None
         if getattr(task, "stored_name", None) is None:
             registry.declare(task)
 

@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 
 from background_task.api.options import TO_COME, did_you_mean
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
-from background_task.policies.retries import NAMES, ONCE, RetryPolicy
+from background_task.policies.runs import NAMES, ONCE, RunPolicy
 
 POLICY = tuple(name.upper() for name in NAMES)
 NAMED_BY_PATH = ("BACKOFF", "RETRY_ON", "GIVE_UP_ON")
@@ -34,13 +34,18 @@ class Options:
         return bool(self._given.get("ON_COMMIT", False))
 
     @property
+    def is_atomic(self) -> bool:
+        """Whether tasks that say nothing themselves are one transaction."""
+        return self._given.get("ATOMIC") is True
+
+    @property
     def database(self) -> str | None:
         """The alias of the database that the rows are in; None leaves it to the routers."""
         given = self._given.get("DATABASE")
         return None if given is None else str(given)
 
     @cached_property
-    def policy(self) -> RetryPolicy:
+    def policy(self) -> RunPolicy:
         """What holds for tasks that say nothing themselves.
 
         Raises:
@@ -48,7 +53,7 @@ class Options:
         """
         for _, text, hint in self._problems():
             raise ImproperlyConfigured(f"{text} {hint}")
-        return RetryPolicy(**self._policy_options()).over(ONCE)
+        return RunPolicy(**self._policy_options()).over(ONCE)
 
     def check(self) -> list[CheckMessage]:
         """Return E005 for an option that is unknown, E006 for one of a wrong value."""
@@ -88,7 +93,7 @@ class Options:
                 or f"The databases are {', '.join(settings.DATABASES)}.",
             )
         try:
-            RetryPolicy(**self._policy_options())
+            RunPolicy(**self._policy_options())
         except BackgroundTaskError as error:
             yield "E006", f"{where}: {error}", "Correct it; the names are in upper case."
 

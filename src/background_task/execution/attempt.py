@@ -1,26 +1,31 @@
-"""One attempt at one row, step by step: begin, then succeed or fail, then end.
+"""One attempt at one row, step by step: begin, the body, then succeed or fail, then end.
 
-Whoever drives it decides how the body runs: in this thread, or on an event loop meanwhile. Nothing
-here raises what a task has raised, and nothing runs the body.
+Whoever drives it decides where the body runs: in this thread, by :meth:`Attempt.run_body`, or on an
+event loop meanwhile. No other step raises what a task has raised.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from background_task import signals
+from django.db import connections, transaction
+
+from background_task import signals, vendors
 from background_task._compat import HAS_TASKS
 from background_task.api.context import running
-from background_task.exceptions import BackgroundTaskError, WorkerLostError
+from background_task.exceptions import BackgroundTaskError, TaskCancelledError, WorkerLostError
+from background_task.execution.call import call
 from background_task.execution.connections import undisturbed
 from background_task.execution.notices import Notices
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
 from background_task.settings import app_settings
 from background_task.storage import finish
+from background_task.storage.transient import HURRIED, TRANSIENT
 
 
 class Attempt:
@@ -37,7 +42,10 @@ class Attempt:
         self._logger = logger
         self.task = task
         self.run: Run = runs.begin(task)
+        self.run.give_up = self._give_up
         self._notices = Notices(proxy, None)
+        # What the history says, where it has said so in the transaction of the body.
+        self._completed: CompletedTask | None = None
 
     def begin(self, args: Any = (), kwargs: Any = None) -> tuple[Any, dict[str, Any]]:
         """Announce the attempt; return what the function is to be called with.
@@ -59,6 +67,7 @@ class Attempt:
         else:
             self.task = _stored_row(self.proxy, args, kwargs)
             self.run = runs.begin(self.task)
+            self.run.give_up = self._give_up
         self.resume()
         if self.task is not None:
             _check_losses(self.task)
@@ -89,6 +98,68 @@ class Attempt:
             raise BackgroundTaskError(f"{self.proxy!r} has no task_function to call.")
         return function
 
+    def run_body(self, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call the function in this thread; return what it returns.
+
+        Where the task is atomic its success is recorded with that, in one transaction.
+
+        Raises:
+            ForcedStop, BaseException: see :func:`call`.
+        """
+        if not self.is_atomic:
+            return call(self.function, args, kwargs, self.run, self.timeout)
+        assert self.task is not None
+        claimed, delays = dict(self.task.__dict__), iter(HURRIED)
+        while True:
+            try:
+                return self._run_atomically(self.task, args, kwargs)
+            except TRANSIENT as error:
+                # What the body has written is undone: it may run again, if it was not to blame.
+                delay = next(delays, None)
+                is_inside = connections[self.task.database].in_atomic_block
+                if delay is None or is_inside or not self.run.is_over:
+                    raise
+                self._logger.warning(
+                    "%s could not be committed, and runs again: %s", self.task, error
+                )
+                time.sleep(delay)
+                self.task.__dict__.update(claimed)
+                self.run.is_over = False
+
+    @property
+    def is_atomic(self) -> bool:
+        """Whether what the body writes and its success are one transaction."""
+        return self.task is not None and bool(self._notices.policy.atomic)
+
+    def _run_atomically(self, task: Task, args: Any, kwargs: dict[str, Any]) -> Any:
+        connection = connections[task.database]
+        try:
+            with transaction.atomic(using=connection.alias):
+                vendors.begin_write(connection.alias, Task._meta.db_table)
+                depth = len(connection.atomic_blocks)
+                value = call(self.function, args, kwargs, self.run, self.timeout)
+                if len(connection.atomic_blocks) != depth:
+                    raise BackgroundTaskError(f"{task} has left a transaction open.")
+                text = self.encode(value)
+                self.run.end()
+                self._completed = finish.succeed(task, text)
+                if self._completed is None:
+                    raise _NotOursError
+        except _NotOursError:  # what it has written must not stay
+            return None
+        return value
+
+    @property
+    def timeout(self) -> float | None:
+        """How long the body may take, in seconds; None is as long as it likes."""
+        return self._notices.policy.timeout
+
+    def _give_up(self, error: BaseException) -> None:
+        try:
+            raise error
+        except BaseException as raised:
+            self.fail(raised)
+
     def as_current(self) -> AbstractContextManager[None]:
         """Let ``current_task()`` find this attempt, within this block."""
         return running(None if self.task is None else lambda: self._notices.context)
@@ -110,8 +181,10 @@ class Attempt:
         """
         if self.task is None:
             self.run.end()
-            return
-        self.record_success(self.encode(value))
+        elif self.is_atomic:  # it is recorded already
+            self.has_succeeded(self._completed, is_recorded=self._completed is not None)
+        else:
+            self.record_success(self.encode(value))
 
     def record_success(self, text: str | None) -> None:
         """The same with what :meth:`encode` has made of the value."""
@@ -138,6 +211,9 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Log, announce and store that the attempt failed; call it while ``error`` is handled."""
+        if self.task is not None and isinstance(error, TaskCancelledError):
+            self._end_cancelled(self.task, error)
+            return
         name = self.task or getattr(self.proxy, "name", self.proxy)
         self._logger.error("Rescheduling %s", name, exc_info=error)
         task = self.task
@@ -164,6 +240,17 @@ class Attempt:
         with undisturbed():
             self._notices.announce_end()
 
+    def _end_cancelled(self, task: Task, error: TaskCancelledError) -> None:
+        self._logger.warning("%s was cancelled while it ran", task)
+        self.run.end()
+        completed = None
+        try:
+            completed = finish.cancel(task, error)
+        except Exception:
+            self._logger.exception("That %s was cancelled could not be recorded", task)
+        with undisturbed():
+            self._notices.announce_end(completed)
+
     def _set_aside(self, task: Task, error: BaseException, reason: Exception) -> None:
         try:
             text = task._extract_error(type(reason), reason, reason.__traceback__)
@@ -185,6 +272,10 @@ class Attempt:
             signals.announce(signals.task_finished, Task)
 
 
+class _NotOursError(Exception):
+    """Undoes what a body has written whose row is not its own any more; never leaves this file."""
+
+
 def encode(value: Any, *, strict: bool) -> str | None:
     """Return what a function has returned as the text to store, where a result is kept.
 
@@ -199,9 +290,7 @@ def encode(value: Any, *, strict: bool) -> str | None:
 
 
 def _check_losses(task: Task) -> None:
-    limit = task.policy.max_losses
-    limit = app_settings.BACKGROUND_TASK_MAX_LOSSES if limit is None else limit
-    if (task.losses or 0) > limit:
+    if (task.losses or 0) > task.policy.losses_allowed(app_settings.BACKGROUND_TASK_MAX_LOSSES):
         raise WorkerLostError(
             f"The worker of {task} was lost {task.losses} times while it ran; it is not run again. "
             "Something in it may end the process: look at the memory it takes."

@@ -5,52 +5,92 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
+from asgiref.sync import async_to_sync
 
+from background_task.execution.interruptions import (
+    Body,
+    CoroutineBody,
+    FunctionBody,
+    frames_of_task,
+    here,
+    limits,
+)
 from background_task.execution.runs import Run
+from background_task.policies.runs import is_async
 from background_task.utils import ForcedStop, SignalManager, interruptible, leave
 
 # Time for a coroutine to tidy up, in seconds.
 BETWEEN_CANCELLATIONS = 1.0
 
 
-def call(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
-    """Call ``function`` in this thread, and end it early when the worker is forced to stop.
+def call(
+    function: Callable[..., Any], args: Any, kwargs: Any, run: Run, timeout: float | None
+) -> Any:
+    """Call ``function`` in this thread, and end it early when it takes too long, or has to.
 
-    Returns what it returns.
+    Args:
+        function: plain or ``async``.
+        args, kwargs: what to call it with.
+        run: what it is the body of.
+        timeout: how long it may take, in seconds; None is as long as it likes.
+
+    Returns:
+        what it returns.
 
     Raises:
-        ForcedStop: it was ended early.
+        ForcedStop: the worker was forced to stop.
+        TaskTimeoutError, TaskCancelledError: it was ended for another reason.
         BaseException: whatever the function raises.
     """
     process = os.getpid()
     try:
         if is_async(function):
-            return _call_async(function, args, kwargs, run)
-        with interruptible():
+            return _call_async(function, args, kwargs, run, timeout)
+        place = here()
+        limit = _limited(FunctionBody(place, run), run, timeout)
+        with place.occupied(run, _give_up), limit, interruptible():
             return function(*args, **kwargs)
     finally:
         leave_if_forked(process)
 
 
-def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether calling ``function`` gives a coroutine."""
-    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+def _give_up(run: Run, error: BaseException) -> None:
+    if run.give_up is not None:
+        run.give_up(error)
 
 
-def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) -> Any:
+@contextmanager
+def _limited(body: Body, run: Run, timeout: float | None) -> Iterator[None]:
+    if timeout is None:
+        yield
+        return
+    limit = limits.begin(body, run.task or "The task", timeout)
+    try:
+        yield
+    finally:
+        limits.end(limit)
+
+
+def _call_async(
+    function: Callable[..., Any], args: Any, kwargs: Any, run: Run, timeout: float | None
+) -> Any:
     async def body() -> Any:
+        run.frames = partial(frames_of_task, asyncio.current_task(), threading.get_ident())
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         try:
-            return await function(*args, **kwargs)
+            with _limited(CoroutineBody(run), run, timeout):
+                return await function(*args, **kwargs)
         finally:
             leave_if_forked(process)
+            run.cancel = None
 
     def stop() -> None:
         if run.cancel is None:
@@ -64,6 +104,8 @@ def _call_async(function: Callable[..., Any], args: Any, kwargs: Any, run: Run) 
         except asyncio.CancelledError:
             if SignalManager.is_forced():
                 raise ForcedStop from None
+            if run.reason is not None:
+                raise run.reason from None
             raise
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
@@ -22,6 +23,7 @@ from django.db import connections
 from background_task.execution.attempt import Attempt
 from background_task.execution.call import canceller, leave_if_forked
 from background_task.execution.connections import is_in_transaction, mend, tidy
+from background_task.execution.interruptions import CoroutineBody, frames_of_task, limits
 from background_task.models import CompletedTask, Task
 from background_task.records import Ended
 from background_task.signals import close_old
@@ -120,16 +122,24 @@ class Flight:
         lane, run = self.lane, self.attempt.run
         lane.aloft += 1
         lane.was_used = True
+        run.frames = partial(frames_of_task, asyncio.current_task(), threading.get_ident())
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         self.began = time.perf_counter()
+        timeout = self.attempt.timeout
+        limit = None if timeout is None else limits.begin(CoroutineBody(run), self.task, timeout)
         try:
             with self.attempt.as_current():
                 self.value = await self.attempt.function(*self._args, **self._kwargs)
         except BaseException as error:  # KeyboardInterrupt would end the loop
             leave_if_forked(process)
             self.error = error
+            if isinstance(error, asyncio.CancelledError) and run.reason is not None:
+                self.error = run.reason.with_traceback(error.__traceback__)
         leave_if_forked(process)
+        run.cancel = None
+        if limit is not None:
+            limits.end(limit)
         self.ended_at = time.perf_counter()
         if lane.aloft == 1:
             await lane.do(tidy)

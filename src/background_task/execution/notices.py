@@ -13,10 +13,34 @@ from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask
 from background_task.exceptions import BackgroundTaskError
 from background_task.models import CompletedTask, Task
-from background_task.policies.retries import ONCE, RetryPolicy, check_seconds
+from background_task.policies.runs import ONCE, RunPolicy, check_seconds
 from background_task.storage import lookup
 
 logger = logging.getLogger("background_task.tasks")
+
+
+def policy_of(proxy: Any, alias: str | None, name: Any) -> RunPolicy:
+    """Return what is said about the runs of a task: by itself, then by the options of its backend.
+
+    Args:
+        proxy: what stands in for the function.
+        alias: through which backend of Django's door the call came; None if through no such.
+        name: what a message calls it.
+    """
+    own: RunPolicy = getattr(proxy, "policy", None) or RunPolicy()
+    if alias is None or not isinstance(proxy, DeclaredTask):
+        return own
+    try:
+        return own.over(getattr(aliases.backend(alias), "policy", ONCE))
+    except Exception as error:
+        logger.error(
+            "The backend %r of %s cannot be asked for its retry policy, so the task is tried "
+            "once unless it says more itself: %s",
+            alias,
+            name,
+            error,
+        )
+        return own.over(ONCE)
 
 
 class Notices:
@@ -33,22 +57,9 @@ class Notices:
         self._alias = None if row is None or not HAS_TASKS else row.backend
 
     @cached_property
-    def policy(self) -> RetryPolicy:
-        """What is said about retries: by the task, then by the options of its backend."""
-        own: RetryPolicy = getattr(self._proxy, "policy", None) or RetryPolicy()
-        if self._alias is None or not isinstance(self._proxy, DeclaredTask):
-            return own
-        try:
-            return own.over(getattr(self._backend, "policy", ONCE))
-        except Exception as error:
-            logger.error(
-                "The backend %r of %s cannot be asked for its retry policy, so the task is tried "
-                "once unless it says more itself: %s",
-                self._alias,
-                self._row,
-                error,
-            )
-            return own.over(ONCE)
+    def policy(self) -> RunPolicy:
+        """What is said about runs: by the task, then by the options of its backend."""
+        return policy_of(self._proxy, self._alias, self._row)
 
     @cached_property
     def _backend(self) -> Any:

@@ -15,8 +15,9 @@ from background_task import signals
 from background_task._compat import HAS_TASKS
 from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask, TaskProxy
-from background_task.execution.call import is_async
+from background_task.execution.notices import policy_of
 from background_task.models import Task
+from background_task.policies.runs import is_async
 from background_task.records import Claim
 from background_task.utils import would_log
 
@@ -30,6 +31,8 @@ class Plan(NamedTuple):
     function: Callable[..., Any]
     # Whether what it returns has to be JSON.
     is_strict: bool
+    # How long it may take, in seconds; None is as long as it likes.
+    timeout: float | None
 
 
 class Plans:
@@ -68,7 +71,10 @@ class Plans:
             or (backend is not None and _is_told_of(backend))
         ):
             return None
-        return Plan(proxy.task_function, is_strict=backend is not None)
+        policy = policy_of(proxy, backend, name)
+        if policy.atomic:
+            return None  # it ends in its own transaction
+        return Plan(proxy.task_function, is_strict=backend is not None, timeout=policy.timeout)
 
 
 def _is_told_of(alias: str) -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FrameType
 
 from django.db import connections
 
@@ -34,16 +35,26 @@ LONGEST_RENEWAL = 1.0
 class Run:
     """One row while this process runs it; None where a function runs without a row.
 
-    ``cancel`` is what ends it before its time, where something can. ``is_over`` says that its
-    outcome is about to be written, so its lease is renewed no more; ``is_given_up`` that it has
-    none, since the row was handed back.
+    ``cancel`` is what ends it before its time, where something can, and ``reason`` why that was
+    done; ``give_up`` records an end that it does not come to, and ``frames`` tells where it stands
+    instead. ``is_over`` says that its outcome is
+    about to be written, so its lease is renewed no more; ``is_given_up`` that it has none, since
+    the row was handed back.
     """
 
     def __init__(self, task: Task | None) -> None:
         self.task = task
         self.cancel: Callable[[], None] | None = None
+        self.give_up: Callable[[BaseException], None] | None = None
+        self.reason: BaseException | None = None
+        self.frames: Callable[[], list[FrameType]] = list
         self.is_over = False
         self.is_given_up = False
+
+    @property
+    def pk(self) -> int | None:
+        """The key of the row."""
+        return None if self.task is None else self.task.pk
 
     def end(self) -> None:
         """Begin no renewal any more: the outcome is about to be written.
@@ -116,6 +127,10 @@ class Runs:
         """Return the keys of the rows that this process runs, in one database."""
         own = {run.task.pk for run in self._all() if run.task and run.task.database == using}
         return own | {lock.pk for lock in self._kept().get(using, {})}
+
+    def of(self, pk: int) -> list[Run]:
+        """Return the runs of a row, in whichever database."""
+        return [run for run in self._all() if run.task is not None and run.task.pk == pk]
 
     def doubt(self, using: str) -> None:
         """Say that this process may have locked rows which it does not run: an answer was lost."""

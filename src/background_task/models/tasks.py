@@ -22,11 +22,12 @@ from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
 from background_task.models.indexes import NarrowedIndex
+from background_task.models.workers import Worker
 from background_task.policies import arguments
 from background_task.policies.repetition import is_declared, next_run
-from background_task.policies.retries import RetryPolicy, in_seconds
+from background_task.policies.runs import RunPolicy, in_seconds
 from background_task.settings import app_settings
-from background_task.signals import announce, task_failed, task_rescheduled
+from background_task.signals import announce, task_cancelled, task_failed, task_rescheduled
 from background_task.states import State
 
 logger = logging.getLogger("background_task.models")
@@ -38,6 +39,9 @@ HALF_OF_AN_ERROR = 100_000
 # The aliases of databases that an option has named for a queue. There a row is written where it was
 # read, whatever a router would say.
 named_databases: set[str] = set()
+
+# What a worker is asked to end a task by, before its key.
+CANCEL = "cancel:"
 
 # Beyond this a date could not be moved by it.
 LONGEST_LEASE = 10**9
@@ -232,8 +236,10 @@ class Task(rows.Row):
     leased_at: datetime | None = None
     # What the declaration of the task says about retries, where it says something, and what its
     # backoff answered when it was asked: seconds, or None to give up.
-    policy = RetryPolicy()
+    policy = RunPolicy()
     answer: tuple[float | None] | None = None
+    # Whether it ends since somebody has cancelled it.
+    is_cancelled = False
 
     class Meta:
         db_table = "background_task"
@@ -443,10 +449,53 @@ class Task(rows.Row):
             **{name: getattr(self, name) for name in _COPIED},
             result_id=self.result_id,
             run_at=ended,
-            state=State.FAILED if self.failed_at else State.SUCCESSFUL,
+            state=self._final_state,
         )
         completed.identify(result_id=self.result_id)
         return completed
+
+    @property
+    def _final_state(self) -> State:
+        if self.is_cancelled:
+            return State.CANCELLED
+        return State.FAILED if self.failed_at else State.SUCCESSFUL
+
+    def cancel(self) -> bool:
+        """Cancel the task: at once while it waits; while it runs, its worker is asked to end it.
+
+        A chain of repetitions ends with it, unless its period is declared in the code.
+
+        Returns:
+            False when the task has finished, or nobody can be asked.
+        """
+        using = self.database
+        rows = TaskQuerySet(type(self), using=using).filter(pk=self.pk)
+        with transaction.atomic(using=using):
+            vendors.begin_write(using, self._meta.db_table)
+            row = rows.select_for_update().first()
+            if row is None:
+                return False
+            if rows.unlocked(vendors.now(using)).exists():
+                row.end_cancelled("It was cancelled while it waited.")
+                return True
+            return Worker.ask(using, row.worker_id, f"{CANCEL}{row.pk}")
+
+    def end_cancelled(self, reason: str) -> None:
+        """Inside a transaction that holds the row: move it to the history as cancelled."""
+        self.is_cancelled = True
+        self.failed_at = vendors.now(self.database)
+        self.last_error = reason
+        completed = self.create_completed_task()
+        announce(
+            task_cancelled,
+            self.__class__,
+            using=self.database,
+            task_id=self.pk,
+            completed_task=completed,
+        )
+        if is_declared(self.unique_key):
+            self.create_repetition()
+        self.delete()
 
     def create_repetition(self) -> Task | None:
         """Store and return the next row of the chain; None when the chain ends here.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from django.db import models
+from django.db.models import Value
+from django.db.models.functions import Concat
 
 
 class Worker(models.Model):
@@ -29,3 +31,9 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @classmethod
+    def ask(cls, using: str, worker_id: str | None, request: str) -> bool:
+        """Ask something of a worker, in the database ``using``; False when there is no such one."""
+        worker = cls._base_manager.using(using).filter(worker_id=worker_id)
+        return bool(worker.update(requests=Concat("requests", Value(f" {request}"))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from background_task import vendors
-from background_task.exceptions import WorkerLostError
+from background_task.exceptions import WorkerLostError, class_path
 from background_task.models import Attempt, Task
 from background_task.storage.engine import Engine
 
@@ -42,8 +42,3 @@ def record_losses(
         FROM background_task WHERE result_id IS NOT NULL AND id IN ({", ".join(map(str, keys))})
     """
     engine.run(sql, [worker_id, class_path(WorkerLostError), reason])
-
-
-def class_path(error: type[BaseException]) -> str:
-    """Return where the class of an error can be imported from."""
-    return f"{error.__module__}.{error.__qualname__}"

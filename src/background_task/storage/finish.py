@@ -85,6 +85,30 @@ def fail(
     return _unless_undone(task, "record a failure", verb)
 
 
+def cancel(task: Task, error: BaseException) -> CompletedTask | None:
+    """Move the row of a run that was cancelled to the history; None when the run is not ours.
+
+    Args:
+        task: the row as it was claimed.
+        error: what the run has ended with.
+    """
+
+    def verb() -> CompletedTask | None:
+        with transaction.atomic(using=task.database):
+            if not task.hold():
+                return None
+            _read_anew(task)
+            text = task._extract_error(type(error), error, error.__traceback__)
+            attempts.record(task, error, text)
+            task.increment_attempts()
+            task.end_cancelled(text)
+            tell_finished(connections[task.database], [task.result_id])
+            done = CompletedTask._base_manager.using(task.database)
+            return done.filter(result_id=task.result_id).first()
+
+    return _unless_undone(task, "record that a task was cancelled", verb)
+
+
 def _read_anew(task: Task) -> None:
     """Take over an operator's edits; the history tells when the run began, not its last lease."""
     began = task.locked_at

@@ -42,9 +42,9 @@ class Budget:
                 self._left += count
 
     @property
-    def is_limited(self) -> bool:
-        """Whether it comes to an end."""
-        return self._left is not None
+    def left(self) -> int | None:
+        """How many tasks may still be run; None is without end."""
+        return self._left
 
     @property
     def is_touched(self) -> bool:

@@ -18,6 +18,7 @@ from background_task.utils import (
     SignalManager,
     exit_code,
     hold_off_signals,
+    leave,
     say,
     signal_main_thread,
 )
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 # What a supervisor may say.
 STOP, FORCE, FAST, SLOW = "stop", "force", "fast", "slow"
-# The exit codes that it knows: done; cannot start; and replace me, a number of sysexits.h.
-DONE, CANNOT_START, REPLACE = 0, 1, 75
+# The exit codes that it knows, beside that of a process which wants to be replaced.
+DONE, CANNOT_START = 0, 1
 
 
 def main(orders: Connection, options: Options, supervisor: str, log_std: bool) -> None:
@@ -53,7 +54,7 @@ def _work(orders: Connection, options: Options, supervisor: str, log_std: bool) 
     from background_task.tasks import tasks
     from background_task.worker.output import log_what_is_printed
     from background_task.worker.process import Process
-    from background_task.worker.shutdown import leave_now, leave_soon
+    from background_task.worker.shutdown import REPLACE, leave_now, leave_soon
 
     signals = ChildSignals(lambda: leave_soon(signals))
     threading.Thread(target=_obey, args=[orders, signals], name="orders", daemon=True).start()
@@ -65,6 +66,7 @@ def _work(orders: Connection, options: Options, supervisor: str, log_std: bool) 
         signals,
         supervisor=supervisor,
         on_ready=lambda: orders.send(this_worker()),
+        replace=lambda: leave(REPLACE),
     )
     try:
         process.run()

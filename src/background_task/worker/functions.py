@@ -17,8 +17,9 @@ from background_task import tasks as hooks
 from background_task import vendors
 from background_task.api import context
 from background_task.execution.attempt import Attempt, encode
-from background_task.execution.call import call, leave_if_forked
+from background_task.execution.call import leave_if_forked
 from background_task.execution.connections import Known, undisturbed
+from background_task.execution.interruptions import FunctionBody, here, limits
 from background_task.execution.notices import Notices
 from background_task.execution.quick import Plan, Plans
 from background_task.execution.runs import runs
@@ -247,6 +248,8 @@ class _Runner:
         self._is_watched = acknowledge.is_watched()
         self._tells = hooks.logger.isEnabledFor(logging.INFO)
         self._interruptible = interruptible()
+        self._place = here()
+        self._place.give_up = self._give_up
         # Of tasks that are run in full: their rows before, their attempts when the body has ended.
         self._rows: dict[int, Task] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -278,19 +281,28 @@ class _Runner:
     def _run_quickly(self, claimed: Claim, plan: Plan) -> Ended | None:
         began = time.perf_counter()
         process = os.getpid()
+        place, limit = self._place, None
         token = context.enter(_Context(self._proxies[claimed.name], self._using, self._by, claimed))
         try:
             args, kwargs = decoded(claimed.params)
+            if plan.timeout is not None:
+                limit = limits.begin(FunctionBody(place, claimed), claimed, plan.timeout)
             try:
+                place.token = claimed
                 with self._interruptible:
                     value = plan.function(*args, **kwargs)
             finally:
+                place.clear()
+                if limit is not None:
+                    limits.end(limit)
                 leave_if_forked(process)
                 self._known.close_what_is_open()
             text = None if value is None else encode(value, strict=plan.is_strict)
         except ForcedStop:
             raise
         except BaseException as error:
+            place.clear()  # what has come a moment late may have ended the first one
+            place.explain(error)
             self._has_failed(error)
             return None
         finally:
@@ -303,6 +315,13 @@ class _Runner:
             hooks.logger.info("Ran task and deleting %s", claimed)
         return ended
 
+    def _give_up(self, claimed: Claim, error: BaseException) -> None:
+        """In another thread: record that a body has ended that goes on."""
+        try:
+            raise error
+        except BaseException as raised:
+            self._has_failed(raised)
+
     def _run_fully(self, claimed: Claim) -> Ended | None:
         self.all_were_quick = False
         row = self._rows.get(claimed.pk)
@@ -314,7 +333,8 @@ class _Runner:
         try:
             args, kwargs = attempt.begin()
             with attempt.as_current(), undisturbed():
-                value = call(attempt.function, args, kwargs, attempt.run)
+                value = attempt.run_body(args, kwargs)
+            at_once = at_once or attempt.is_atomic
             if at_once:  # in the predecessor's order
                 attempt.succeed(value)
             else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -16,14 +18,21 @@ from django.db import connections
 
 from background_task import vendors
 from background_task.discovery import autodiscover
-from background_task.exceptions import ArgumentValueError, BackgroundTaskError
+from background_task.exceptions import (
+    ArgumentValueError,
+    BackgroundTaskError,
+    TaskCancelledError,
+)
+from background_task.execution.interruptions import find, limits
 from background_task.execution.runs import runs
 from background_task.models import Task, Worker
-from background_task.models.tasks import named_databases
+from background_task.models.rows import this_worker
+from background_task.models.tasks import CANCEL, named_databases
 from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.signals import close_old
 from background_task.storage import readiness
+from background_task.storage.cancel import cancel
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
@@ -36,6 +45,7 @@ from background_task.worker.duties import Duties
 from background_task.worker.functions import Functions
 from background_task.worker.lookout import Lookout
 from background_task.worker.options import EVERY, Options
+from background_task.worker.shutdown import hand_back
 from background_task.worker.systemd import ServiceManager
 from background_task.worker.threads import Threads
 
@@ -50,6 +60,8 @@ LONGEST_PAUSE = 60.0
 BETWEEN_WEIGHINGS = 1.0
 BETWEEN_LOOKS = 0.1
 FIRST_BEAT = 1.0
+# What is taken and has not begun is given back within some tenths of a second.
+TRIES_TO_CANCEL = 50
 
 
 class Process:
@@ -62,6 +74,8 @@ class Process:
         supervisor: the ``worker_id`` of the process that has started this one.
         service: who is told how it is.
         on_ready: called when tasks are about to be taken.
+        replace: ends this process, and sees to it that another takes its place; None where it is
+            not ours to end.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class Process:
         supervisor: str | None = None,
         service: ServiceManager | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        replace: Callable[[], None] | None = None,
     ) -> None:
         self._tasks = tasks
         self._options = options
@@ -79,6 +94,7 @@ class Process:
         self._supervisor = supervisor
         self._service = service or ServiceManager()
         self._on_ready = on_ready
+        self._replace = replace
         self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
         self._budget = Budget(options.max_tasks)
         self._next_weighing = 0.0
@@ -140,12 +156,58 @@ class Process:
                 drivers=drivers if self._threads is not None else [self, *drivers],
                 sleep=options.sleep,
                 supervisor=self._supervisor,
+                on_request=self._heed,
             )
             stack.callback(self._heart.stop)
             stack.enter_context(told_here(self._using, self._heart.poke))
             self._heart.start()
+        if self._replace is not None:
+            stack.callback(setattr, limits, "replace_process", limits.replace_process)
+            limits.replace_process = self._give_way
         tasks.elsewhere = None if reason else taking.Names(tasks).coroutines
         logger.info("Taking tasks of the queues %s", options.queues)
+
+    def _give_way(self) -> None:
+        """Hand back what runs here, and let another process take this one's place."""
+        hand_back()
+        if self._heart is not None:
+            self._heart.stop()
+        if self._replace is not None:
+            self._replace()
+
+    def rest(self) -> list[str]:
+        """Return the options by which a process does what is left of this one's work."""
+        options = []
+        if self._deadline is not None:
+            options += ["--duration", str(max(1, math.ceil(self._deadline - time.monotonic())))]
+        if self._budget.left is not None:
+            options += ["--max-tasks", str(max(1, self._budget.left))]
+        return options
+
+    def _heed(self, request: str) -> None:
+        if request.startswith(CANCEL):
+            key = int(request.removeprefix(CANCEL))
+            threading.Thread(target=self._cancel, args=[key], name="cancel", daemon=True).start()
+
+    def _cancel(self, key: int) -> None:
+        """End what runs for this row, or see to it that it does not run."""
+        rows = Task._base_manager.using(self._using).filter(pk=key)
+        try:
+            for _ in range(TRIES_TO_CANCEL):
+                body = find(key)
+                if body is not None:
+                    limits.interrupt(body, TaskCancelledError("The task was cancelled as it ran."))
+                    return
+                row = rows.first()
+                if row is None or row.worker_id != this_worker() or row.locked_by is None:
+                    if row is not None:
+                        cancel(row)
+                    return
+                time.sleep(BETWEEN_LOOKS)  # it was taken, and has not begun
+        except Exception:
+            logger.exception("The row %d could not be cancelled", key)
+        finally:
+            connections.close_all()  # this thread's own
 
     def _open_batches(self, stack: ExitStack) -> None:
         tasks, options = self._tasks, self._options
@@ -308,7 +370,7 @@ class Process:
 
     def _wait_for_work(self) -> None:
         pause = self._options.sleep
-        if self._options.burst or self._options.max_memory or self._budget.is_limited:
+        if self._options.burst or self._options.max_memory or self._budget.left is not None:
             pause = min(pause, BETWEEN_LOOKS)
         if not self._is_told():
             pause = min(pause, self._look())

@@ -1,15 +1,23 @@
-"""How a process ends that is not waited for."""
+"""How a process ends that is not waited for, and how it starts anew."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from background_task.execution.runs import runs
 from background_task.utils import SignalManager, exit_code, hold_off_signals, leave
+
+# The exit code of a process that wants to be started anew, a number of sysexits.h.
+REPLACE = 75
+# What a process may have open, which nobody else is to keep open.
+MOST_FILES = 65_536
 
 # How long a forced stop waits for what runs to give way, and again for the database, in seconds.
 GRACE = 2.0
@@ -37,3 +45,24 @@ def leave_now(code: int) -> NoReturn:
     if any(not thread.daemon for thread in others):
         leave(code)  # what a task has left running in threads would hold the process up
     sys.exit(code)
+
+
+def start_anew(more: Sequence[str]) -> NoReturn:
+    """Run the command line of this process from its start, in its place.
+
+    Python can end no thread, so this is how to be rid of one. Where it cannot be done the process
+    ends with the exit code :data:`REPLACE`.
+
+    Args:
+        more: arguments to add to the command line.
+    """
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if os.name == "posix" and sys.executable:
+        # The caller's thread may hold signals off, which the new program would inherit.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        os.closerange(3, MOST_FILES)
+        with suppress(OSError):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])  # noqa: S606
+    leave(REPLACE)

@@ -25,7 +25,7 @@ from background_task.worker import child, taking
 from background_task.worker.heart import Heart
 from background_task.worker.options import Options
 from background_task.worker.process import require_tables
-from background_task.worker.shutdown import GRACE
+from background_task.worker.shutdown import GRACE, REPLACE
 from background_task.worker.systemd import ServiceManager
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Supervisor:
         seat.worker_id = None
         if code == child.DONE and self._options.burst:
             seat.is_done = True
-        elif code not in (child.DONE, child.REPLACE) and not self._is_stopping:
+        elif code not in (child.DONE, REPLACE) and not self._is_stopping:
             pause = seat.delay()
             logger.error(
                 "Process %d was ended by %s; another starts in %.1f s",

@@ -14,6 +14,8 @@ from contextlib import suppress
 
 from background_task.utils import hold_off_signals
 
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
 
 class ServiceManager:
     """What has started this process, if it wants to know how that is.
@@ -27,14 +29,22 @@ class ServiceManager:
     def __init__(self, address: str = "", patience: float | None = None) -> None:
         self._address = address
         self._patience = patience
+        self._taken: dict[str, str] = {}
 
     @classmethod
     def of_this_process(cls) -> ServiceManager:
         """Take it from the environment, where what tasks start does not find it any more."""
-        address = os.environ.pop("NOTIFY_SOCKET", "")
-        microseconds = os.environ.pop("WATCHDOG_USEC", "")
-        is_ours = os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
-        return cls(address, int(microseconds) / 1e6 if microseconds.isdigit() and is_ours else None)
+        taken = {name: os.environ.pop(name, "") for name in _VARIABLES}
+        address, microseconds, process = taken.values()
+        is_ours = process in ("", str(os.getpid()))
+        patience = int(microseconds) / 1e6 if microseconds.isdigit() and is_ours else None
+        manager = cls(address, patience)
+        manager._taken = {name: value for name, value in taken.items() if value}
+        return manager
+
+    def give_back(self) -> None:
+        """Put the variables back, for a program that is to take the place of this one."""
+        os.environ.update(self._taken)
 
     def is_ready(self, status: str) -> None:
         """Tasks are being taken."""

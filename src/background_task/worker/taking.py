@@ -13,10 +13,10 @@ from django.db import connections
 from background_task import tasks as hooks
 from background_task import vendors
 from background_task.api.proxy import DeclaredTask, TaskProxy
-from background_task.execution.call import is_async
 from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.models.rows import this_worker
+from background_task.policies.runs import is_async
 from background_task.records import Claim, Mark
 from background_task.storage import claim, leases
 from background_task.storage.engine import Engine

@@ -9,7 +9,7 @@ import signal
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
@@ -22,7 +22,7 @@ from background_task.worker.options import Options, Unsaid, UnsaidInt
 from background_task.worker.output import log_what_is_printed as _configure_log_std
 from background_task.worker.output import logger
 from background_task.worker.process import Process
-from background_task.worker.shutdown import leave_now, leave_soon
+from background_task.worker.shutdown import leave_now, leave_soon, start_anew
 from background_task.worker.supervisor import Supervisor
 from background_task.worker.systemd import ServiceManager
 
@@ -294,8 +294,16 @@ class Command(BaseCommand):
         worker: Process | Supervisor
         if options.processes > 1:
             worker = Supervisor(self._tasks, options, self.sig_manager, service, log_std=log_std)
+        elif self._owns_process:
+            worker = Process(
+                self._tasks,
+                options,
+                self.sig_manager,
+                service=service,
+                replace=lambda: self._start_anew(worker, service),
+            )
         else:
-            worker = Process(self._tasks, options, self.sig_manager, service=service)
+            worker = Process(self._tasks, options, self.sig_manager)
         try:
             worker.run()
         except ForcedStop:
@@ -304,7 +312,11 @@ class Command(BaseCommand):
                 leave_now(code)
             sys.exit(code)
 
+    def _start_anew(self, worker: Any, service: ServiceManager) -> NoReturn:
+        service.give_back()
+        start_anew(worker.rest())
+
     @property
     def _owns_process(self) -> bool:
         """Whether the process is there for nothing else."""
-        return getattr(self, "_called_from_command_line", False)
+        return bool(getattr(self, "_called_from_command_line", False))

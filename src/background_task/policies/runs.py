@@ -1,4 +1,4 @@
-"""When a task that raised is tried again, and when it has failed for good."""
+"""What a task says about its runs: when one is tried again, how long it may take, what it keeps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
+
+from asgiref.sync import iscoroutinefunction
 
 from background_task.exceptions import (
     ArgumentTypeError,
@@ -34,8 +36,8 @@ def ladder(attempts: int, exponent: float = 4) -> timedelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """What a task says about its retries; None leaves it to the next policy, or to the default.
+class RunPolicy:
+    """What a task says about its runs; None leaves it to the next policy, or to the default.
 
     Args:
         max_attempts: how many times the task is tried in all, 1 at least.
@@ -46,6 +48,10 @@ class RetryPolicy:
         retry_on: exception classes; any other is not tried again.
         give_up_on: exception classes that are not tried again.
         max_losses: how many times the task runs again after its worker was lost.
+        on_worker_loss: ``"retry"`` runs it again then, ``"fail"`` never does.
+        timeout: how long a run may take, in seconds, or a timedelta. Then it is ended as failed.
+        atomic: whether what a run writes and its success are one transaction, where the rows of the
+            queue are. For functions only.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: a value cannot be meant.
@@ -56,6 +62,9 @@ class RetryPolicy:
     retry_on: Classes | None = None
     give_up_on: Classes | None = None
     max_losses: int | None = None
+    on_worker_loss: str | None = None
+    timeout: float | None = None
+    atomic: bool | None = None
 
     def __post_init__(self) -> None:
         checked = {
@@ -64,14 +73,30 @@ class RetryPolicy:
             "backoff": _backoff(self.backoff),
             "retry_on": _classes("retry_on", self.retry_on),
             "give_up_on": _classes("give_up_on", self.give_up_on),
+            "on_worker_loss": _on_worker_loss(self.on_worker_loss),
+            "timeout": _timeout(self.timeout),
+            "atomic": _flag("atomic", self.atomic),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.on_worker_loss == "fail" and self.max_losses:
+            raise ArgumentValueError(
+                f'on_worker_loss is "fail", so the task never runs again, and max_losses is '
+                f"{self.max_losses}: leave one of them out."
+            )
 
-    def over(self, other: RetryPolicy) -> RetryPolicy:
+    def over(self, other: RunPolicy) -> RunPolicy:
         """Return this policy, with what it leaves open taken from ``other``."""
         given = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
+        if self.max_losses is not None or self.on_worker_loss is not None:
+            other = replace(other, max_losses=None, on_worker_loss=None)  # they say one thing
         return replace(other, **given)
+
+    def losses_allowed(self, default: int) -> int:
+        """Return how many workers may be lost over a task before it has failed."""
+        if self.on_worker_loss == "fail":
+            return 0
+        return default if self.max_losses is None else self.max_losses
 
     def gives_up(self, error: BaseException | None, attempts: int) -> bool:
         """Tell whether attempt number ``attempts``, which ended with ``error``, was the last."""
@@ -98,7 +123,7 @@ class RetryPolicy:
 
 
 # The names of what a policy may say, in the order of its fields.
-NAMES = tuple(field.name for field in fields(RetryPolicy))
+NAMES = tuple(field.name for field in fields(RunPolicy))
 
 
 def in_seconds(seconds: float) -> timedelta:
@@ -133,6 +158,29 @@ def _count(argument: str, value: Any, lowest: int) -> int | None:
     return value
 
 
+def _on_worker_loss(value: Any) -> str | None:
+    if value is None or value in ("retry", "fail"):
+        return None if value is None else str(value)
+    raise ArgumentValueError(f'on_worker_loss is {value!r:.80}; it must be "retry" or "fail".')
+
+
+def _timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    seconds = check_seconds("timeout", value)
+    if not seconds:
+        raise ArgumentValueError("timeout is 0; it must be more, or None where nothing limits it.")
+    return seconds
+
+
+def _flag(argument: str, value: Any) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise ArgumentTypeError(
+        f"{argument} must be True or False, not {type(value).__name__} ({value!r:.80})."
+    )
+
+
 def _backoff(value: Any) -> Backoff | None:
     if value is None:
         return None
@@ -163,5 +211,19 @@ def _classes(argument: str, value: Any) -> Classes | None:
     return classes
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling ``function`` gives a coroutine."""
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
+
+def check_atomic(name: str, function: Callable[..., Any], policy: RunPolicy) -> None:
+    """Refuse what cannot be: a transaction belongs to a thread, and a coroutine to none."""
+    if policy.atomic and is_async(function):
+        raise ArgumentValueError(
+            f"{name} is async, and atomic=True is for plain functions only: say atomic=False, or "
+            "do what has to be in one transaction by sync_to_async()."
+        )
+
+
 # Django promises no retry of a task; whoever wants one asks for it.
-ONCE = RetryPolicy(max_attempts=1)
+ONCE = RunPolicy(max_attempts=1)

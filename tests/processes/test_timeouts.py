@@ -1,0 +1,115 @@
+"""A task that takes longer than it may is ended: asked to at first, then with its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from project.models import Note
+from support import Child, wait_until
+
+from background_task.models import Attempt, CompletedTask, Task
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def enqueue(name: str, *args: object, **options: object) -> Task:
+    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
+    task.save()
+    return task
+
+
+def noted(text: str) -> Callable[[], bool]:
+    return lambda: Note.objects.filter(text=text).exists()
+
+
+def failed() -> Task:
+    """Return the row of the first task that has failed once."""
+    row: Task = wait_until(lambda: Task.objects.filter(attempts=1, locked_by=None).first())
+    return row
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "options"),
+    [
+        ("overstay", "sleep", {}),
+        ("overstay", "loop", {}),
+        ("overstay", "loop", {"threads": "2"}),
+        ("overstay", "loop", {"TEST_RUN_ASYNC": "1"}),
+        ("overstay_async", "sleep", {}),
+        ("overstay_async", "sleep", {"TEST_RUN_ASYNC": "1"}),
+    ],
+)
+def test_a_task_that_takes_too_long_has_failed_and_may_tidy_up(
+    worker: Callable[..., Child], name: str, how: str, options: dict[str, str]
+) -> None:
+    enqueue(name, "long", how)
+    arguments = ["--threads", options.pop("threads")] if "threads" in options else []
+    child = worker(*arguments, **options)
+    row = failed()
+    assert "TaskTimeoutError: " in row.last_error
+    assert f"project.tasks.{name} has run for longer than its timeout of 0.5 s" in row.last_error
+    assert "tasks.py" in row.last_error, "it tells where it stood"
+    assert noted("long tidies up")()
+    assert Attempt.objects.get().exception_class_path.endswith("TaskTimeoutError")
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+    assert "the process is replaced" not in child.text()
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "options"),
+    [
+        ("overstay", "stubborn", {}),
+        ("overstay", "sleep", {"threads": "2"}),
+        ("overstay_async", "block", {}),
+        ("overstay_async", "stubborn", {}),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_that_does_not_give_way_is_ended_with_its_process_which_is_replaced(
+    worker: Callable[..., Child], name: str, how: str, options: dict[str, str], processes: int
+) -> None:
+    enqueue(name, "long", how)
+    other = enqueue("slow_async", "other", 60)
+    arguments = ["--processes", str(processes)]
+    if "threads" in options:
+        arguments += ["--threads", options["threads"]]
+    child = worker(*arguments)
+    row = failed()
+    assert "TaskTimeoutError" in row.last_error
+    assert "tasks.py" in row.last_error, "it tells where it stood"
+    assert "the process is replaced" in child.text()
+    # What ran beside it is handed back, and runs again.
+    again = wait_until(lambda: Task.objects.filter(pk=other.pk, locked_by__isnull=False).first())
+    assert (again.attempts, again.losses) == (0, None)
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+    assert (row.losses, Attempt.objects.count()) == (None, 1)
+    os.killpg(child.process.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_starts_anew_keeps_to_what_is_left_of_its_limits(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("overstay", "long", "stubborn")
+    child = worker("--max-tasks", "2")
+    failed()
+    enqueue("note", "the last one")
+    enqueue("note", "too many")
+    assert child.wait() == 0, child.text()
+    assert noted("the last one")()
+    assert not noted("too many")()
+
+
+def test_those_that_keep_to_the_limit_do_not_notice_it(worker: Callable[..., Child]) -> None:
+    for number in range(300):
+        enqueue("keep_to_the_limit", f"task {number}")
+    child = worker("--burst")
+    assert child.wait() == 0, child.text()
+    assert CompletedTask.objects.succeeded().count() == 300
+    assert Note.objects.count() == 300
