@@ -286,6 +286,21 @@ def test_a_killed_worker_leaves_its_row_locked_until_the_lock_expires(
     assert not tasks.run_next_task()
 
 
+def test_what_a_process_ran_that_is_no_worker_runs_again_when_a_worker_starts_on_its_host(
+    command: Callable[..., Child], worker: Callable[..., Child]
+) -> None:
+    row = enqueue("slow", "long", 60)
+    code = "from background_task.tasks import tasks, autodiscover; autodiscover(); "
+    child = command("shell", "-v0", "-c", code + "tasks.run_next_task()")
+    wait_until(noted("long begins"))
+    child.end()
+    Note.objects.all().delete()
+    worker()
+    wait_until(noted("long begins"))
+    row.refresh_from_db()
+    assert (row.losses, row.attempts) == (1, 0)
+
+
 def test_slow_and_fast_pace_are_chosen_by_signals(worker: Callable[..., Child]) -> None:
     enqueue("note", "awake")
     child = worker()

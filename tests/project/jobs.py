@@ -75,3 +75,9 @@ async def whose():
 @task
 def whose_am_i():
     return [current_task().task_result.id, str(current_task().task_result.status)]
+
+
+@task
+def writes_and_raises(text):
+    Note.objects.create(text=text)
+    raise LookupError(text)

@@ -227,8 +227,8 @@ def environment(name):
 
 
 def _spin():
-    # A function of its own: from Python 3.13 on, what is raised at the very jump of a loop passes by
-    # the handlers of the function that the loop is in.
+    # A function of its own: from Python 3.13 on, what is raised at the very jump of a loop passes
+    # by the handlers of the function that the loop is in.
     while True:
         sum(range(100_000))
 
@@ -282,3 +282,9 @@ async def stay_async(text, how):
 @background(timeout=60)
 def keep_to_the_limit(text):
     Note.objects.create(text=text)
+
+
+@background(atomic=True)
+def write_atomically(text):
+    inside = "in" if connection.in_atomic_block else "outside"
+    Note.objects.create(text=f"{text} {inside} a transaction")

@@ -113,18 +113,19 @@ class Attempt:
         while True:
             try:
                 return self._run_atomically(self.task, args, kwargs)
-            except TRANSIENT as error:
-                # What the body has written is undone: it may run again, if it was not to blame.
-                delay = next(delays, None)
+            except BaseException as error:
+                was_over, self.run.is_over = self.run.is_over, False
+                self.task.__dict__.update(claimed)  # it is not in the history after all
+                is_transient = isinstance(error, TRANSIENT) and was_over
                 is_inside = connections[self.task.database].in_atomic_block
-                if delay is None or is_inside or not self.run.is_over:
+                delay = next(delays, None) if is_transient and not is_inside else None
+                if delay is None:
                     raise
+                # What the body has written is undone, and it was not to blame.
                 self._logger.warning(
                     "%s could not be committed, and runs again: %s", self.task, error
                 )
                 time.sleep(delay)
-                self.task.__dict__.update(claimed)
-                self.run.is_over = False
 
     @property
     def is_atomic(self) -> bool:
@@ -159,6 +160,7 @@ class Attempt:
             raise error
         except BaseException as raised:
             self.fail(raised)
+        runs.end(self.task)
 
     def as_current(self) -> AbstractContextManager[None]:
         """Let ``current_task()`` find this attempt, within this block."""

@@ -218,7 +218,8 @@ def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
     by_database: dict[str, Kept] = defaultdict(dict)
     for run in given_up:
         run.is_over = run.is_given_up = True
-        if run.task is not None:
+        # One without a key has just been moved to the history.
+        if run.task is not None and run.task.pk is not None:
             by_database[run.task.database][Lock.of(run.task)] = str(run.task)
     runs.wait_for_renewal()
     for using, kept in by_database.items():

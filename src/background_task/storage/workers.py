@@ -151,6 +151,22 @@ def find(engine: Engine, worker_id: str) -> Suspect | None:
     return Suspect._make(rows[0]) if rows else None
 
 
+def forgotten(engine: Engine) -> list[str]:
+    """Return who runs rows, but is not registered: it takes no tasks, or has left without them."""
+    sql = f"""
+        SELECT DISTINCT worker_id FROM background_task WHERE state = {State.RUNNING:d}
+        AND worker_id IS NOT NULL AND locked_by IS NOT NULL
+        AND worker_id NOT IN (SELECT worker_id FROM background_task_worker)
+    """
+    return [worker_id for (worker_id,) in engine.fetch(sql)]
+
+
+def free_forgotten(engine: Engine, worker_id: str) -> int:
+    """Free what a process ran that has ended and is not registered; return how much it was."""
+    with engine.transaction():
+        return _free(engine, Suspect(worker_id, None, "", 0.0))[1]
+
+
 def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> int | None:
     """Free the rows of a worker that is dead; return how many there were, None if it lives.
 
@@ -189,7 +205,9 @@ def _is_still_there(engine: Engine, suspect: Suspect) -> bool:
 
 def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:
     """Return how many rows there are to be freed, and how many are: transactions may hold some."""
-    reason = f"The worker was lost; it has been silent for {suspect.silent:.1f} s."
+    reason = "The worker was lost."
+    if suspect.silent:
+        reason = f"The worker was lost; it has been silent for {suspect.silent:.1f} s."
     found = engine.fetch(
         f"SELECT id FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s",
         [suspect.worker_id],

@@ -187,6 +187,9 @@ class Heart:
         )
         # What ended the last worker on this host may be what would be taken first.
         self._rescue(filter(_has_ended, workers.all_but(self._engine, self._worker_id)))
+        for worker_id in workers.forgotten(self._engine):
+            if has_ended(worker_id) and workers.free_forgotten(self._engine, worker_id):
+                logger.warning("What %s ran is to run again: that process has ended", worker_id)
 
     def _do(self, requests: str) -> None:
         if workers.take_requests(self._engine, self._worker_id, requests):

@@ -37,7 +37,7 @@ from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
 from background_task.tasks import unless_unreachable
-from background_task.utils import STOPPING, TTW_FAST, ForcedStop, say
+from background_task.utils import STOPPING, TTW_FAST, ForcedStop, leave, say
 from background_task.worker import taking
 from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
@@ -105,6 +105,7 @@ class Process:
         self._coroutines: Coroutines | None = None
         self._heart: Lookout | None = None
         self._was_too_heavy = False
+        self._gives_way = False
         # Whether the main thread waits for a function to run.
         self.is_hungry = False
 
@@ -169,9 +170,13 @@ class Process:
 
     def _give_way(self) -> None:
         """Hand back what runs here, and let another process take this one's place."""
+        self._gives_way = True
+        taking.close()
         hand_back()
         if self._heart is not None:
             self._heart.stop()
+        if self._signals.kill_now:  # nobody is to take its place
+            leave(0)
         if self._replace is not None:
             self._replace()
 
@@ -310,6 +315,8 @@ class Process:
         self._service.watch(lambda: self._heart is None or self._heart.is_alive)
 
     def _is_enough(self) -> bool:
+        while self._gives_way:
+            time.sleep(LONGEST_PAUSE)  # another thread ends this process
         return bool(
             self._signals.kill_now
             or (self._deadline is not None and time.monotonic() >= self._deadline)

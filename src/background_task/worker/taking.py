@@ -30,6 +30,9 @@ logger = logging.getLogger("background_task.tasks")
 
 Taken = TypeVar("Taken")
 
+# How long close() waits for what is being taken, in seconds.
+LONGEST_CLAIM = 2.0
+
 # One thread of this process takes rows at a time, so that what it has locked is what it runs.
 _lock = threading.Lock()
 
@@ -104,6 +107,11 @@ def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
         return hooks.unless_unreachable(
             engine.connection, lambda: _without_doubt(engine, verb), otherwise
         )
+
+
+def close() -> None:
+    """Let nothing be taken any more in this process, which is about to end."""
+    _lock.acquire(timeout=LONGEST_CLAIM)
 
 
 def _without_doubt(engine: Engine, verb: Callable[[], Taken]) -> Taken:

@@ -1,0 +1,107 @@
+"""A task can be cancelled while it runs, wherever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from project.models import Note
+from support import Child, wait_until
+
+from background_task.models import Attempt, CompletedTask, Task
+from background_task.states import State
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def enqueue(name: str, *args: object, **options: object) -> Task:
+    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
+    task.save()
+    return task
+
+
+def noted(text: str) -> Callable[[], bool]:
+    return lambda: Note.objects.filter(text=text).exists()
+
+
+def cancel(row: Task) -> CompletedTask:
+    """Cancel what runs; return what the history says of it."""
+    wait_until(row.cancel)  # a short while it is held, and nobody knows by whom
+    done: CompletedTask = wait_until(CompletedTask.objects.first)
+    assert (done.state, done.attempts, done.losses) == (State.CANCELLED, 1, None)
+    assert "TaskCancelledError: The task was cancelled as it ran." in done.last_error
+    assert "tasks.py" in done.last_error, "it tells where it stood"
+    assert Attempt.objects.get().exception_class_path.endswith("TaskCancelledError")
+    assert not Task.objects.filter(pk=row.pk).exists()
+    return done
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "options"),
+    [
+        ("stay", "sleep", []),
+        ("stay", "loop", []),
+        ("stay", "loop", ["--threads", "2"]),
+        ("stay", "sleep", ["--processes", "2"]),
+        ("stay_async", "sleep", []),
+    ],
+)
+def test_a_task_that_is_cancelled_may_tidy_up(
+    worker: Callable[..., Child], name: str, how: str, options: list[str]
+) -> None:
+    row = enqueue(name, "long", how, repeat=3600)
+    child = worker(*options)
+    wait_until(noted("long begins"))
+    cancel(row)
+    assert noted("long tidies up")()
+    assert not Task.objects.exists(), "the chain has ended with it"
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert "the process is replaced" not in child.text()
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "options"),
+    [
+        ("stay", "stubborn", []),
+        ("stay", "sleep", ["--threads", "2"]),
+        ("stay", "stubborn", ["--processes", "2"]),
+        ("stay_async", "block", []),
+    ],
+)
+def test_one_that_does_not_give_way_is_ended_with_its_process(
+    worker: Callable[..., Child], name: str, how: str, options: list[str]
+) -> None:
+    row = enqueue(name, "long", how)
+    child = worker(*options)
+    wait_until(noted("long begins"))
+    cancel(row)
+    assert "the process is replaced" in child.text()
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+
+
+def test_only_the_chosen_one_of_many_is_cancelled(worker: Callable[..., Child]) -> None:
+    rows = [enqueue("slow_async", f"task {number}", 3) for number in range(20)]
+    worker()
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 20)
+    assert rows[7].cancel()
+    wait_until(lambda: CompletedTask.objects.count() == 20)
+    cancelled = CompletedTask.objects.get(state=State.CANCELLED)
+    assert cancelled.result_id == rows[7].result_id
+    assert Note.objects.filter(text__endswith="ends").count() == 19
+
+
+def test_one_that_waits_behind_another_in_a_batch_does_not_run(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("slow", "first", 3, priority=1)
+    row = enqueue("slow", "second", 1)
+    worker()
+    wait_until(noted("first begins"))
+    wait_until(row.cancel)
+    wait_until(noted("first ends"))
+    wait_until(lambda: not Task.objects.exists())
+    assert not noted("second begins")()
+    assert CompletedTask.objects.get(result_id=row.result_id).state == State.CANCELLED

@@ -1,0 +1,128 @@
+"""A task can be cancelled while it waits, and what waits for it learns of that."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from project import jobs
+from project.models import Note
+from project.tasks import note
+
+from background_task import background
+from background_task._compat import HAS_TASKS, tasks_base
+from background_task.models import CompletedTask, Task, Worker
+from background_task.policies.repetition import chain_key
+from background_task.signals import task_cancelled, task_failed
+from background_task.states import State
+from background_task.tasks import tasks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_a_task_that_waits_is_moved_to_the_history_and_does_not_run() -> None:
+    row = note("never", schedule=60)
+    assert row.cancel()
+    assert not Task.objects.exists()
+    done = CompletedTask.objects.get()
+    assert (done.state, done.attempts, done.locked_by) == (State.CANCELLED, 0, None)
+    assert "cancelled while it waited" in done.last_error
+    assert done.result_id == row.result_id
+    assert list(CompletedTask.objects.failed()) == [done]
+    assert not CompletedTask.objects.succeeded().exists()
+    assert not tasks.run_next_task()
+    assert not Note.objects.exists()
+
+
+def test_what_has_finished_cannot_be_cancelled() -> None:
+    row = note("done")
+    assert tasks.run_next_task()
+    assert not row.cancel()
+    assert CompletedTask.objects.get().state == State.SUCCESSFUL
+
+
+def test_what_the_predecessors_worker_runs_cannot_be_cancelled() -> None:
+    row = note("locked")
+    Task.objects.filter(pk=row.pk).update(locked_by="123", locked_at=timezone.now())
+    assert not row.cancel()
+    assert Task.objects.get().locked_by == "123"
+
+
+def test_what_a_lost_worker_ran_waits_and_can_be_cancelled() -> None:
+    row = note("locked")
+    long_ago = timezone.now() - timedelta(days=1)
+    Task.objects.filter(pk=row.pk).update(locked_by="123", locked_at=long_ago)
+    assert row.cancel()
+    assert CompletedTask.objects.get().state == State.CANCELLED
+
+
+def test_a_chain_ends_with_the_row_that_is_cancelled() -> None:
+    row = note("again", repeat=60)
+    assert row.cancel()
+    assert not Task.objects.exists()
+
+
+def test_a_declared_chain_goes_on() -> None:
+    proxy: Any = background("declared", every=60)(lambda: None)
+    row = proxy.declared_task()
+    row.identify(unique_key=chain_key(row.task_hash))
+    row.save()
+    assert row.cancel()
+    following = Task.objects.get()
+    assert following.pk != row.pk
+    assert following.unique_key == chain_key(row.task_hash)
+
+
+def test_it_is_announced_as_cancelled_and_not_as_failed() -> None:
+    heard: list[tuple[str, int, Any]] = []
+
+    def hear(signal: Any, task_id: int, completed_task: Any, **kwargs: Any) -> None:
+        name = "cancelled" if signal is task_cancelled else "failed"
+        heard.append((name, task_id, completed_task))
+
+    row = note("never", schedule=60)
+    for signal in (task_cancelled, task_failed):
+        signal.connect(hear)
+    try:
+        row.cancel()
+    finally:
+        for signal in (task_cancelled, task_failed):
+            signal.disconnect(hear)
+    assert heard == [("cancelled", row.pk, CompletedTask.objects.get())]
+
+
+def test_a_worker_that_runs_it_is_asked_once_for_each_call() -> None:
+    row = note("runs")
+    Worker.objects.create(
+        worker_id="host:1:a", name="host", started_at=timezone.now(), seen_at=timezone.now()
+    )
+    locked = {"locked_by": "1", "worker_id": "host:1:a", "locked_at": timezone.now()}
+    Task.objects.filter(pk=row.pk).update(**locked)
+    assert row.cancel()
+    assert Worker.objects.get().requests.split() == [f"cancel:{row.pk}"]
+    assert Task.objects.filter(pk=row.pk).exists()
+
+
+@pytest.mark.skipif(not HAS_TASKS, reason="there is no django.tasks")
+def test_a_result_says_that_its_task_was_cancelled() -> None:
+    result = jobs.add.enqueue(1)
+    assert result.cancel()
+    assert result.status == tasks_base.TaskResultStatus.FAILED
+    assert (result.attempts, result.worker_ids) == (0, [])
+    (error,) = result.errors
+    assert error.exception_class_path == "background_task.exceptions.TaskCancelledError"
+    assert "cancelled while it waited" in error.traceback
+    assert not result.cancel()
+    with pytest.raises(ValueError, match="Task failed"):
+        result.wait(timeout=5)
+
+
+@pytest.mark.skipif(not HAS_TASKS, reason="there is no django.tasks")
+def test_a_result_can_be_cancelled_from_async_code() -> None:
+    from asgiref.sync import async_to_sync
+
+    result = note.enqueue("never")
+    assert async_to_sync(result.acancel)()
+    assert not Task.objects.exists()
