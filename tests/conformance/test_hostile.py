@@ -232,11 +232,6 @@ def test_many_calls_may_be_of_functions_of_background() -> None:
     assert Task.objects.count() == 2
 
 
-def test_a_timeout_of_nothing_is_refused_too() -> None:
-    with pytest.raises(ValueError, match="timeout does not work"):
-        background_task.task(timeout=0)(jobs.add.func)
-
-
 def test_the_log_of_a_task_that_is_retried_has_one_row_for_each_failure() -> None:
     jobs.raises.using(backend="retrying").enqueue("x")
     for count in (1, 2):
