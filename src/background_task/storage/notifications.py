@@ -49,7 +49,8 @@ def tell_new(using: str) -> None:
 
     It may be called by everybody who stores rows, as often as he likes.
     """
-    if vendors.of(connections[using]).can_notify or _here.get(using):
+    vendor = vendors.of(connections[using])
+    if vendor.can_notify or vendor.has_bell or _here.get(using):
         transaction.on_commit(partial(_tell_new, using), using=using)
 
 
@@ -57,12 +58,13 @@ def _tell_new(using: str) -> None:
     for poke in _here.get(using, ()):
         poke()
     connection = connections[using]
-    now = time.monotonic()
-    if now < _told.get(using, 0) + BETWEEN_NOTICES or not vendors.of(connection).can_notify:
+    vendor, now = vendors.of(connection), time.monotonic()
+    vendor.ring(connection)
+    if now < _told.get(using, 0) + BETWEEN_NOTICES or not vendor.can_notify:
         return
     _told[using] = now
     try:
-        vendors.of(connection).notify_soon(connection, NEW)
+        vendor.notify_soon(connection, NEW)
     except Exception as error:  # the row is stored, and will be found
         logger.debug("Cannot tell of new tasks: %s", error)
 

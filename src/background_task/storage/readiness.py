@@ -97,6 +97,15 @@ def first(engine: Engine, wanted: Wanted, state: State = State.READY) -> tuple[s
     return f"SELECT id FROM {table} WHERE {which} ORDER BY {order()} LIMIT 1", parameters
 
 
+def is_due(engine: Engine, wanted: Wanted) -> bool:
+    """Tell whether :func:`look` would find something to do now; for who asks again and again."""
+    ready, parameters = first(engine, wanted)
+    due = f"state = {State.SCHEDULED:d} AND run_at <= {engine.now}"
+    sql = f"SELECT ({ready}), EXISTS(SELECT 1 FROM background_task WHERE {due})"
+    found, is_due = engine.fetch(sql, parameters)[0]
+    return found is not None or bool(is_due)
+
+
 def settle(engine: Engine) -> int:
     """Say of every row that may run that it may; return how many rows have changed."""
     return adopt(engine) + promote(engine) + expire(engine)

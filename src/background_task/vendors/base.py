@@ -38,17 +38,26 @@ class SessionLock(Protocol):
 class Watch(Protocol):
     """Waits for a change of the database; one is that of a connection which does nothing else."""
 
-    def fileno(self) -> int | None:
-        """The file that can be read when there is news; None where news has to be asked for."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is told of every change; else it has to be asked, too."""
         ...
 
     @property
-    def is_certain(self) -> bool:
-        """Whether it tells of changes only; else it always says that there may be some."""
+    def is_of_rows(self) -> bool:
+        """Whether news is of new rows, and not of just any change."""
+        ...
+
+    def fileno(self) -> int | None:
+        """The file that can be read when there is news; None where nothing tells."""
         ...
 
     def has_news(self) -> bool:
         """Tell whether there may be rows that were not there the last time."""
+        ...
+
+    def close(self) -> None:
+        """Watch no more; the connection is closed by its owner."""
         ...
 
 
@@ -76,7 +85,8 @@ class Vendor:
     in_order: ClassVar[str] = "background_task"
     in_order_of_queue: ClassVar[str] = "background_task"
     delete: ClassVar[str] = "DELETE FROM background_task"
-    # Whether it can tell of new rows.
+    # Whether it can tell of new rows by a notification, and processes of one host by a bell.
+    has_bell: ClassVar[bool] = False
     can_notify: ClassVar[bool] = False
     # How often an idle worker asks for news where nothing tells it, in seconds.
     between_questions: ClassVar[float] = 1.0
@@ -178,6 +188,9 @@ class Vendor:
         """
         return AlwaysNews()
 
+    def ring(self, connection: BaseDatabaseWrapper) -> None:
+        """Wake who watches on this host; nothing happens where nobody does."""
+
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Tell whether notifications can be heard."""
         return False
@@ -229,7 +242,8 @@ class Vendor:
 class AlwaysNews:
     """A watch that has to be asked, and cannot tell."""
 
-    is_certain = False
+    is_complete = False
+    is_of_rows = False
 
     def fileno(self) -> None:
         """There is none."""
@@ -237,3 +251,6 @@ class AlwaysNews:
     def has_news(self) -> bool:
         """Look for yourself."""
         return True
+
+    def close(self) -> None:
+        """There is nothing to close."""

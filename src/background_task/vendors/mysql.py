@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task.vendors.base import GivenRun, Vendor
+from background_task.vendors.base import AlwaysNews, GivenRun, Vendor, Watch
+from background_task.vendors.inotify import FileWatch
 
 _COLUMNS = """
     pk BIGINT PATH '$[0]', began BIGINT PATH '$[1]', ended BIGINT PATH '$[2]',
@@ -28,8 +33,9 @@ class MySQL(Vendor):
     can_hold = True
     tells_last_key = True
     join = "STRAIGHT_JOIN"
-    # Nothing tells of new rows here, so it is asked so often that nobody waits for long.
+    # Nothing tells of new rows of other hosts, so it is asked so often that nobody waits for long.
     between_questions = 0.034
+    has_bell = True
     # Whatever is read on the way is locked. A small table would be read from one end to the other.
     by_key = "background_task FORCE INDEX (PRIMARY)"
     in_order = "background_task FORCE INDEX (background_task_ready)"
@@ -109,6 +115,18 @@ class MySQL(Vendor):
         """As long as nothing between us and the server shares its sessions out."""
         return True
 
+    def watch(self, connection: BaseDatabaseWrapper, channel: str) -> Watch:
+        """By a bell that processes of this host ring; those of others are not heard."""
+        try:
+            return _Bell(_path_of_bell(connection))
+        except OSError:
+            return AlwaysNews()
+
+    def ring(self, connection: BaseDatabaseWrapper) -> None:
+        """By touching a file, if there is one."""
+        with suppress(OSError, NotImplementedError):
+            os.utime(_path_of_bell(connection), follow_symlinks=False)
+
     def is_closed(self, connection: BaseDatabaseWrapper) -> bool:
         """The driver knows."""
         return not connection.connection.open
@@ -124,6 +142,37 @@ class MySQL(Vendor):
                 return was_used
         connection.execute_wrappers.append(_Use())
         return True
+
+
+def _path_of_bell(connection: BaseDatabaseWrapper) -> Path:
+    """Return the path of a file that whoever uses this database on this host finds."""
+    settings = connection.settings_dict
+    where = "\0".join(str(settings[name]) for name in ("HOST", "PORT", "NAME"))
+    name = blake2b(where.encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"background_task-{name}"
+
+
+class _Bell:
+    is_complete = False
+    is_of_rows = True
+
+    def __init__(self, path: Path) -> None:
+        # Producers may be of another user. It is never read, and nothing is ever written to it.
+        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):
+            os.fchmod(file, 0o666)
+        os.close(file)
+        self._file = FileWatch([path])
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def has_news(self) -> bool:
+        self._file.drain()
+        return True  # not everybody rings
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _NamedLock:

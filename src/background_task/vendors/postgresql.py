@@ -232,7 +232,8 @@ class _AdvisoryLock:
 
 
 class _Ear:
-    is_certain = True
+    is_complete = True
+    is_of_rows = True
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -243,6 +244,9 @@ class _Ear:
 
     def has_news(self) -> bool:
         return bool(self.heard())
+
+    def close(self) -> None:
+        pass  # it is the connection
 
     def heard(self) -> list[str]:
         return [notification.payload for notification in self._driver.notifies(timeout=0)]

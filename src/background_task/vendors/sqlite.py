@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from django.core.files import locks
+from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from background_task.vendors.base import GivenRun, Vendor, Watch
+from background_task.vendors.inotify import FileWatch
 
 
 class SQLite(Vendor):
@@ -30,7 +32,7 @@ class SQLite(Vendor):
     # Without the sign it may look up what is due by time, and sort a deep queue for each claim.
     unindexed_run_at = "+run_at"
     join = "CROSS JOIN"
-    # The counter that is asked for news costs some microseconds.
+    # Where nothing tells, a counter is asked for news, which costs some microseconds.
     between_questions = 0.006
 
     def given(
@@ -151,20 +153,48 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class _DataVersion:
-    is_certain = True
+    """Counts what others have committed; on Linux a change of the files tells when to look."""
+
+    is_of_rows = False
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         connection.ensure_connection()
         self._driver = connection.connection
+        self._paths = [Path(f"{connection.settings_dict['NAME']}{end}") for end in ("", "-wal")]
         self._seen = self._version()
+        self._files: FileWatch | None = None
+        self._watched: list[int] = []
+        self._watch_files()
 
-    def fileno(self) -> None:
-        return None
+    @property
+    def is_complete(self) -> bool:
+        return self._files is not None
+
+    def fileno(self) -> int | None:
+        return None if self._files is None else self._files.fileno()
 
     def has_news(self) -> bool:
+        if self._files is not None:
+            self._files.drain()
+            if self._watched != self._identities():  # another takes its place, unseen
+                raise OperationalError("The files of the database were replaced.")
         before, self._seen = self._seen, self._version()
         return before != self._seen
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
 
     def _version(self) -> int:
         version: int = self._driver.execute("PRAGMA data_version").fetchone()[0]
         return version
+
+    def _watch_files(self) -> None:
+        (mode,) = self._driver.execute("PRAGMA journal_mode").fetchone()
+        wanted = self._paths if mode == "wal" else self._paths[:1]
+        with suppress(OSError):
+            self._files = FileWatch(wanted)
+            self._watched = self._identities()
+
+    def _identities(self) -> list[int]:
+        return [path.stat().st_ino for path in self._paths if path.exists()]

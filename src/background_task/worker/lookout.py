@@ -23,6 +23,11 @@ from background_task.worker.heart import Heart
 BETWEEN_LOOKS = 0.25
 # After news, rows may be stored of which nothing is told; so many seconds later there is a look.
 ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
+# A file changes a moment before what was written to it can be read: SQLite says last, by shared
+# memory, that it is valid, and may wait for the disk before.
+MOMENTS = (0.0005, 0.003, 0.02, 0.1)
+# Where nothing tells of new rows, the questions may take so much of a core.
+LARGEST_SHARE = 0.005
 
 
 class Driver(Protocol):
@@ -62,10 +67,11 @@ class Lookout(Heart):
         self._echoes: deque[float] = deque()
         self._watch: vendors.Watch = vendors.AlwaysNews()
         self._ear: int | None = None
+        self._cost = 0.0
 
     def expect_hunger(self) -> None:
         """Know that a driver is hungry now: where news has to be asked for, ask from now on."""
-        if self._ear is None:
+        if not self._watch.is_complete:
             self.poke()
 
     def _connect(self) -> None:
@@ -79,6 +85,8 @@ class Lookout(Heart):
         if self._ear is not None:
             self._selector.unregister(self._ear)
             self._ear = None
+        self._watch.close()
+        self._watch = vendors.AlwaysNews()
         super()._disconnect()
 
     def _spend_time(self, now: float) -> None:
@@ -116,37 +124,53 @@ class Lookout(Heart):
     def _wait(self, hungry: Collection[Driver]) -> None:
         """Wait for the next beat, the next look, or news."""
         until = min(self._next_beat, self._next_look)
-        if self._ear is None and hungry:
+        if hungry and not self._watch.is_complete:
             self._ask(hungry, until)
         elif self._pause(until - time.monotonic()):
             with self._using_engine:
                 is_news = self._watch.has_news()
             if is_news:
-                _wake(self._drivers)
-                now = time.monotonic()
-                self._echoes = deque(now + pause for pause in ECHOES)
-                self._next_look = min(self._next_look, self._echoes[0])
+                self._heed_news(self._drivers)
+            elif not self._watch.is_of_rows:
+                self._look_again(MOMENTS)
+
+    def _heed_news(self, drivers: Collection[Driver]) -> None:
+        if self._watch.is_of_rows:
+            _wake(drivers)
+        if self._watch.is_of_rows and self._watch.is_complete:
+            self._look_again(ECHOES)
+        else:
+            self._next_look = 0.0
+
+    def _look_again(self, pauses: Sequence[float]) -> None:
+        now = time.monotonic()
+        self._echoes = deque(now + pause for pause in pauses)
+        self._next_look = min(self._next_look, self._echoes[0])
 
     def _ask(self, hungry: Collection[Driver], until: float) -> None:
         """Ask for news, again and again, until there is some or the time has come."""
         wanted = _wanted(hungry)
-        pause = self._engine.vendor.between_questions
-        question, parameters = readiness.first(self._engine, wanted)
         while wanted.names and (left := until - time.monotonic()) > 0:
-            if self._pause(min(left, pause)):
+            is_told = self._pause(min(left, self._between_questions()))
+            if self._next_look == 0 or self._is_stopping:
                 return
+            began = time.thread_time()
             with self._using_engine:
-                if not self._watch.has_news():
-                    continue
-                is_certain = self._watch.is_certain
-                if not is_certain and not self._engine.fetch(question, parameters):
-                    continue
-            if is_certain:
+                is_news = self._watch.has_news()
+                if is_news and not is_told:
+                    is_news = readiness.is_due(self._engine, wanted)
+            self._cost += (time.thread_time() - began - self._cost) / 8
+            if is_told:
+                self._heed_news(hungry)
+            elif is_news:
                 self._next_look = 0.0
-            else:
-                _wake(hungry)
-            return
+            if is_told or is_news:
+                return
         self._pause(until - time.monotonic())
+
+    def _between_questions(self) -> float:
+        """Return how long to wait before the next one, so that they take little of a core."""
+        return max(self._engine.vendor.between_questions, self._cost / LARGEST_SHARE)
 
     def _is_poked(self) -> None:
         self._next_look = 0.0
