@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, models, transaction
+from django.db import OperationalError, connection, models, transaction
 from django.db.models.signals import post_save, pre_delete
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -327,6 +327,36 @@ def test_a_row_that_is_gone_or_anothers_is_left_out(engine: Engine) -> None:
     assert acknowledged(engine, gone, taken, kept) == {kept.pk}
     assert Task.objects.get().locked_by == "other"
     assert CompletedTask.objects.count() == 1
+
+
+def test_what_was_recorded_although_the_answer_was_lost_counts_as_recorded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(3)
+    gone, *kept = mark(engine)
+    Task.objects.filter(pk=gone.pk).delete()
+    keys = {each.pk for each in kept}
+
+    def lose(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if sql == "COMMIT" and not caplog.records:
+            raise OperationalError("the answer\nis lost")
+        return result
+
+    with engine.connection.execute_wrapper(lose):
+        assert acknowledged(engine, gone, *kept) == keys
+    assert "the answer is lost" in caplog.text
+    assert CompletedTask.objects.count() == 2
+
+
+def test_a_success_by_itself_is_found_again_when_the_answer_was_lost(engine: Engine) -> None:
+    rows(1)
+    (claimed,) = mark(engine)
+    row = row_of(claimed)
+    assert acknowledged(engine, claimed) == {claimed.pk}
+    completed = finish.succeed(row)
+    assert completed is not None
+    assert completed.result_id == row.result_id
 
 
 def test_an_operators_edit_made_meanwhile_is_kept(engine: Engine) -> None:

@@ -39,7 +39,7 @@ from background_task.settings import app_settings
 from background_task.states import State
 from background_task.storage import claim, enqueue
 from background_task.storage.engine import Engine
-from background_task.storage.transient import TRANSIENT, afresh, disconnect
+from background_task.storage.transient import TRANSIENT, afresh, disconnect, reason
 from background_task.utils import ForcedStop, SignalManager
 
 __all__ = [
@@ -95,7 +95,7 @@ def unless_unreachable(
     try:
         return afresh(connection, take)
     except TRANSIENT as error:
-        logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", error)
+        logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", reason(error))
         if not connection.in_atomic_block:
             disconnect(connection)
         return otherwise

@@ -9,8 +9,9 @@ VENDOR = os.environ.get("TEST_DATABASE", "sqlite")
 TMP = Path(os.environ.get("TEST_TMP", "/tmp"))
 
 
-def _server(variable: str, engine: str, default: str) -> dict[str, object]:
-    url = urlsplit(os.environ.get(variable, default))
+def server(engine: str, address: str) -> dict[str, object]:
+    """Return the settings of a database by its URL."""
+    url = urlsplit(address)
     return {
         "ENGINE": f"django.db.backends.{engine}",
         "NAME": url.path.lstrip("/"),
@@ -31,8 +32,9 @@ if VENDOR == "sqlite":
         "OPTIONS": {"timeout": float(os.environ.get("TEST_SQLITE_TIMEOUT", 20))},
     }
 elif VENDOR == "postgresql":
-    DATABASE = _server(
-        "TEST_POSTGRESQL", "postgresql", "postgresql://postgres@127.0.0.1:5432/postgres"
+    DATABASE = server(
+        "postgresql",
+        os.environ.get("TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres"),
     )
 elif VENDOR == "mysql":
     try:
@@ -41,7 +43,7 @@ elif VENDOR == "mysql":
         import pymysql
 
         pymysql.install_as_MySQLdb()
-    DATABASE = _server("TEST_MYSQL", "mysql", "mysql://root@127.0.0.1:3306/test")
+    DATABASE = server("mysql", os.environ.get("TEST_MYSQL", "mysql://root@127.0.0.1:3306/test"))
     DATABASE["OPTIONS"] = {"charset": "utf8mb4"}
 else:
     raise ValueError(f"TEST_DATABASE is {VENDOR!r}; it must be sqlite, postgresql or mysql.")

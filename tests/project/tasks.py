@@ -38,6 +38,24 @@ async def slow_async(text, seconds=1.0):
     await Note.objects.acreate(text=f"{text} ends")
 
 
+def _write_into_journal(text):
+    with open(os.environ["TEST_JOURNAL"], "a") as file:
+        file.write(f"{text}\n")
+
+
+@background
+def journal(text, seconds=0.0):
+    """Write into a file, which knows nothing of databases."""
+    _write_into_journal(text)
+    time.sleep(seconds)
+
+
+@background
+async def journal_async(text, seconds=0.0):
+    _write_into_journal(text)
+    await asyncio.sleep(seconds)
+
+
 @background
 def saving_its_row(seconds):
     row = Task.objects.get(task_name="project.tasks.saving_its_row")

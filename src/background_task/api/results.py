@@ -124,7 +124,11 @@ class TaskResult(tasks_base.TaskResult):  # type: ignore[type-arg, misc]
         except transient.TRANSIENT as error:
             if connections[using].in_atomic_block:
                 raise
-            logger.warning("Waiting for the task %s, and for the database: %s", self.id, error)
+            logger.warning(
+                "Waiting for the task %s, and for the database: %s",
+                self.id,
+                transient.reason(error),
+            )
             transient.disconnect(connections[using])
 
 

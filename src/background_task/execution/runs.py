@@ -24,6 +24,7 @@ from background_task.storage import leases
 from background_task.storage.batches import in_batches
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
+from background_task.storage.transient import reason
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
@@ -184,7 +185,7 @@ class Runs:
                 task.leased_at = now
             leases.renew(Engine.on(using), locks, now)
         except Exception as error:
-            logger.warning("%d lease(s) could not be renewed: %s", len(locks), error)
+            logger.warning("%d lease(s) could not be renewed: %s", len(locks), reason(error))
 
     def wait_for_renewal(self) -> None:
         """Wait until no lease is being renewed, but not for long."""
@@ -236,9 +237,9 @@ def _give_up(using: str, kept: Kept, level: int) -> None:
         except Exception as error:
             names = ", ".join(sorted({kept[lock] for lock in some}))
             logger.warning(
-                "%s could not be handed back and stays locked until MAX_RUN_TIME is over: %s",
+                "%s could not be handed back and stays locked until another worker frees it: %s",
                 names,
-                error,
+                reason(error),
             )
         else:
             for lock in some:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from enum import Enum
+from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import ForeignObjectRel, signals
@@ -83,10 +84,12 @@ def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
         with engine.transaction():
             move(engine, left, by, Owned.MARKED)
 
+    recorded: set[int] = set()
     for _ in range(_TRIES):
         try:
             persevere(engine.connection, "record successes", verb)
         except NotAllError:
+            recorded = _recorded(engine, ended, by)
             which, parameters = _ours(left, by, Owned.MARKED)
             rows = engine.fetch(f"SELECT id FROM background_task WHERE {which}", parameters)
             ours = {key for (key,) in rows}
@@ -94,8 +97,24 @@ def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
         except IntegrityError:  # a copy with the id of another row, or a key that protects a row
             break
         else:
-            return {each.claim.pk for each in left}
-    return set()
+            return recorded.union(each.claim.pk for each in left)
+    return recorded
+
+
+def _recorded(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
+    """Return the keys of those that are in the history already: the answer was lost."""
+    found: set[str] = set()
+    by_id = {UUID(str(each.claim.result_id)).hex: each.claim.pk for each in ended}
+    prepare = CompletedTask._meta.get_field("result_id").get_db_prep_value
+    for some in in_batches(by_id):
+        sql = f"""
+            SELECT result_id FROM background_task_completedtask
+            WHERE result_id IN ({", ".join(["%s"] * len(some))}) AND worker_id = %s
+        """
+        ids = [prepare(UUID(each), engine.connection) for each in some]
+        rows = engine.fetch(sql, [*ids, by.worker_id])
+        found.update(UUID(str(result_id)).hex for (result_id,) in rows)
+    return {pk for result_id, pk in by_id.items() if result_id in found}
 
 
 def acknowledge_freed(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:

@@ -53,10 +53,15 @@ def persevere(
         except TRANSIENT as error:
             if vendors.is_missing_table(error):
                 raise
-            logger.warning("Could not %s, trying again: %s", act, str(error).strip() or repr(error))
+            logger.warning("Could not %s, trying again: %s", act, reason(error))
             disconnect(connection)  # whatever state it is in, the next one is fresh
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
     return afresh(connection, verb)
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of a database says, in one line."""
+    return " ".join(str(error).split()) or repr(error)
 
 
 def afresh(connection: BaseDatabaseWrapper, verb: Callable[[], Result]) -> Result:

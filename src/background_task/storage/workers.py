@@ -67,9 +67,11 @@ def register(
 
 
 def deregister(engine: Engine, worker_id: str) -> None:
-    """Say that this process takes no more tasks."""
+    """Say that this process takes no more tasks; not if it has left rows, which are rescued."""
     with engine.transaction():
-        _delete(engine, worker_id)
+        sql = f"SELECT 1 FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s"
+        if not engine.fetch(f"{sql} LIMIT 1", [worker_id]):
+            _delete(engine, worker_id)
 
 
 def _delete(engine: Engine, worker_id: str) -> None:

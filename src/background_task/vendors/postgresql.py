@@ -124,7 +124,7 @@ class PostgreSQL(Vendor):
             return AlwaysNews()
         with connection.cursor() as cursor:
             cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
-        return _Ear(connection.connection)
+        return _Ear(connection)
 
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """With psycopg 3.2 or newer.
@@ -141,7 +141,7 @@ class PostgreSQL(Vendor):
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_lock_shared(%s, %s)", _LISTENING)
                 cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
-            yield _Ear(connection.connection)
+            yield _Ear(connection)
         finally:
             connection.close()
 
@@ -235,8 +235,9 @@ class _Ear:
     is_complete = True
     is_of_rows = True
 
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._driver = connection.connection
+        self._translated = connection.wrap_database_errors
 
     def fileno(self) -> int:
         number: int = self._driver.fileno()
@@ -249,7 +250,8 @@ class _Ear:
         pass  # it is the connection
 
     def heard(self) -> list[str]:
-        return [notification.payload for notification in self._driver.notifies(timeout=0)]
+        with self._translated:
+            return [notification.payload for notification in self._driver.notifies(timeout=0)]
 
 
 def _is_psycopg3() -> bool:

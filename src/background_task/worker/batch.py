@@ -20,6 +20,7 @@ from background_task.storage import leases
 from background_task.storage.acknowledge import Owned, acknowledge, acknowledge_freed, move
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
+from background_task.storage.transient import reason
 from background_task.utils import SignalManager
 
 logger = logging.getLogger("background_task.tasks")
@@ -144,7 +145,7 @@ class Batch:
                     (self._current,) = claiming.mark_held(self._engine, [self._current], self._by)
                 self._engine.commit()
             except Exception as error:
-                logger.warning("A batch of %d could not be recorded: %s", len(ended), error)
+                logger.warning("A batch of %d could not be recorded: %s", len(ended), reason(error))
                 self._engine.roll_back()
                 self._take_again(ended)
             return
@@ -156,7 +157,7 @@ class Batch:
                 leases.hand_back(self._engine, [self._lock_of(claim) for claim in self._waiting])
                 self._waiting.clear()
         except Exception as error:  # the database is away: one by one there is more patience
-            logger.warning("A batch could not be recorded: %s", error)
+            logger.warning("A batch could not be recorded: %s", reason(error))
         self._unrecorded += [each for each in ended if each.claim.pk not in recorded]
 
     def _take_again(self, ended: Sequence[Ended]) -> None:
@@ -177,5 +178,7 @@ class Batch:
                 if leases.lock(self._engine, [claim.pk], free):
                     return claiming.mark_held(self._engine, [claim], self._by)[0]
         except Exception as error:
-            logger.warning("%s has to run again, it could not be recorded: %s", claim, error)
+            logger.warning(
+                "%s has to run again, it could not be recorded: %s", claim, reason(error)
+            )
         return None

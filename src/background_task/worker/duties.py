@@ -18,7 +18,7 @@ from background_task.api import registry, startup
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
 from background_task.storage import chains
-from background_task.storage.transient import PATIENT, TRANSIENT, disconnect
+from background_task.storage.transient import PATIENT, TRANSIENT, disconnect, reason
 
 if TYPE_CHECKING:
     from background_task.api.proxy import TaskProxy
@@ -67,7 +67,7 @@ class Duties:
         try:
             duty()
         except TRANSIENT as error:
-            logger.warning("Could not %s; it must wait for the database: %s", what, error)
+            logger.warning("Could not %s; it must wait for the database: %s", what, reason(error))
             disconnect(connections[self._tasks.queue_database()])
             self._delays = ()  # enough patience for this time: tasks are waiting
             self._next = time.monotonic() + AFTER_A_FAILURE

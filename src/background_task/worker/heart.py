@@ -20,7 +20,7 @@ from background_task.models.rows import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
-from background_task.storage.transient import TRANSIENT
+from background_task.storage.transient import TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
@@ -28,8 +28,10 @@ logger = logging.getLogger("background_task.tasks")
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.
 GRACE = 2.5
-# Between two tries to reach the database at most, in seconds.
+# Between two tries to reach the database at most, and between two lines of the log about it, in
+# seconds.
 LONGEST_PAUSE = 1.0
+BETWEEN_COMPLAINTS = 60.0
 
 
 class Heart:
@@ -69,6 +71,8 @@ class Heart:
         self._using_engine = threading.Lock()
         self._next_beat = self._next_expiry = 0.0
         self._judges_from = time.monotonic() + GRACE
+        self._missed_since: float | None = None
+        self._next_complaint = 0.0
         self._is_stopping = False
         self._registered = threading.Event()
         self._asked, self._asking = socket.socketpair()
@@ -119,7 +123,7 @@ class Heart:
             try:
                 self._live()
             except TRANSIENT as error:
-                logger.warning("The heart of this worker misses the database: %s", error)
+                self._misses(error)
             except Exception:
                 logger.exception("The heart of this worker has stumbled; it goes on")
             if time.monotonic() - began > LONGEST_PAUSE:
@@ -128,6 +132,21 @@ class Heart:
                 self._on_beat()
                 self._begin_anew(next(pauses))
         self._leave()
+
+    def _misses(self, error: Exception) -> None:
+        """Say that the database is away: at once, and then every now and then."""
+        now = time.monotonic()
+        if self._missed_since is None:
+            self._missed_since = self._next_complaint = now
+        if now >= self._next_complaint:
+            self._next_complaint = now + BETWEEN_COMPLAINTS
+            logger.warning("The heart of this worker misses the database: %s", reason(error))
+
+    def _misses_nothing(self) -> None:
+        if self._missed_since is not None:
+            missed = time.monotonic() - self._missed_since
+            self._missed_since = None
+            logger.warning("The database answers again, after %.1f s", missed)
 
     def _begin_anew(self, pause: float) -> None:
         self._disconnect()
@@ -172,6 +191,7 @@ class Heart:
             if time.monotonic() >= self._next_expiry:
                 self._next_expiry = time.monotonic() + _between_expiries()
                 readiness.expire(self._engine)
+        self._misses_nothing()
         self._registered.set()
 
     def _register(self) -> None:

@@ -35,7 +35,7 @@ from background_task.storage import readiness
 from background_task.storage.cancel import cancel
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
-from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere
+from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 from background_task.tasks import unless_unreachable
 from background_task.utils import STOPPING, TTW_FAST, ForcedStop, leave, say
 from background_task.worker import taking
@@ -470,7 +470,7 @@ def _settle_doubts(using: str) -> None:
     try:
         persevere(engine.connection, "unlock rows", lambda: runs.settle_doubts(engine), HURRIED)
     except Exception as error:
-        logger.warning("A row may stay locked until MAX_RUN_TIME is over: %s", error)
+        logger.warning("A row may stay locked until another worker frees it: %s", reason(error))
 
 
 def _nothing() -> None:
@@ -491,5 +491,5 @@ def require_tables(using: str) -> None:
             ) from error
         if not isinstance(error, TRANSIENT):
             raise
-        logger.warning("The database %r is unreachable (%s); trying again.", using, error)
+        logger.warning("The database %r is unreachable (%s); trying again.", using, reason(error))
         disconnect(connections[using])

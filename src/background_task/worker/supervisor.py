@@ -19,7 +19,7 @@ from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.models.rows import this_worker
 from background_task.storage import workers
 from background_task.storage.engine import Engine
-from background_task.storage.transient import TRANSIENT
+from background_task.storage.transient import TRANSIENT, reason
 from background_task.utils import STOPPING, TTW_FAST, ForcedStop, say
 from background_task.worker import child, taking
 from background_task.worker.heart import Heart
@@ -280,7 +280,7 @@ class Supervisor:
                     continue
                 count = workers.rescue(self._engine, suspect, is_known_dead=True)
             except TRANSIENT as error:
-                logger.warning("What %s ran cannot be freed yet: %s", worker_id, error)
+                logger.warning("What %s ran cannot be freed yet: %s", worker_id, reason(error))
                 self._engine.close()
                 self._next_rescue = time.monotonic() + AFTER_A_FAILURE
                 return

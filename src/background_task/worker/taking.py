@@ -21,7 +21,7 @@ from background_task.records import Claim, Mark
 from background_task.storage import claim, leases
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
-from background_task.storage.transient import HURRIED, TRANSIENT, persevere
+from background_task.storage.transient import HURRIED, TRANSIENT, persevere, reason
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -138,6 +138,10 @@ def read(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:
         if len(claims) > 1:
             return {pk: row for each in claims for pk, row in read(using, [each], by).items()}
         claim.pass_over(claims[0].pk, claims[0].name, f"it cannot be read ({error})")
+    except TRANSIENT as error:
+        logger.warning(
+            "%d rows could not be read and are given back: %s", len(claims), reason(error)
+        )
     except Exception:
         logger.exception("%d rows could not be read; they are given back", len(claims))
     runs.doubt(using)
