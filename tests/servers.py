@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 from support import wait_until
 
 # The alias by which a test looks into such a server.
@@ -68,17 +68,22 @@ class Server:
         """Be the primary again."""
         raise NotImplementedError
 
+    def cut_connections(self) -> None:
+        """End the connections of projects; the next query of the test opens another."""
+        raise NotImplementedError
+
     @contextlib.contextmanager
     def filled_up(self) -> Iterator[None]:
-        """Have every connection but those that are there already taken by others."""
+        """Have others take every connection that is left."""
         taken = []
         try:
             for _ in range(MOST_CONNECTIONS + 1):
                 connection = connections.create_connection(ALIAS)
                 try:
                     connection.ensure_connection()
-                except Exception as error:
-                    assert self.full in str(error), error
+                except OperationalError as error:
+                    if self.full not in str(error):
+                        raise
                     break
                 taken.append(connection)
             yield
@@ -126,17 +131,29 @@ class PostgreSQL(Server):
         self._ctl("stop", "-m", "fast")
         signal = self._server.pgdata / "standby.signal"
         signal.touch()
-        shutil.chown(signal, self._server.pgdata.stat().st_uid)
+        shutil.chown(signal, self.owner)
         self.begin()
 
     def accept_writes(self) -> None:
         self.execute("SELECT pg_promote()")
+
+    def cut_connections(self) -> None:
+        connections[ALIAS].close()
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = 'tasks' AND pid <> pg_backend_pid()"
+        )
 
     @property
     def folder(self) -> str:
         """Where its socket is."""
         (found,) = self.execute("SHOW unix_socket_directories")
         return str(found[0])
+
+    @property
+    def owner(self) -> int:
+        """Whose process it is; the super-user may not run one."""
+        return self._server.pgdata.stat().st_uid
 
     def end(self) -> None:
         self._server.cleanup()
@@ -196,13 +213,7 @@ class MariaDB(Server):
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._answers)
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(self._folder / "socket"))
-            return True
-        return False
+        wait_until(lambda: answers(self._folder / "socket"))
 
     def crash(self) -> None:
         assert self._process is not None
@@ -210,11 +221,11 @@ class MariaDB(Server):
         self._process.wait()
 
     def refuse_writes(self) -> None:
-        self._cut_connections()
+        self.cut_connections()
         self.execute("SET GLOBAL read_only = ON")
-        self._cut_connections()
+        self.cut_connections()
 
-    def _cut_connections(self) -> None:
+    def cut_connections(self) -> None:
         found = self.execute("SELECT id FROM information_schema.processlist WHERE user = 'app'")
         for (number,) in found:
             with contextlib.suppress(Exception):  # it has closed by itself meanwhile
@@ -225,3 +236,48 @@ class MariaDB(Server):
 
     def end(self) -> None:
         self.crash()
+
+
+class PgBouncer:
+    """Debian's PgBouncer in transaction mode, before a PostgreSQL; ``url`` is where it answers."""
+
+    PORT = 6432
+
+    def __init__(self, server: PostgreSQL, folder: Path) -> None:
+        if shutil.which("pgbouncer") is None:
+            pytest.skip("there is no pgbouncer on this machine")
+        configuration = folder / "pgbouncer.ini"
+        configuration.write_text(
+            f"""
+            [databases]
+            tasks = host={server.folder} dbname=tasks user=postgres
+            [pgbouncer]
+            listen_port = {self.PORT}
+            unix_socket_dir = {folder}
+            auth_type = any
+            pool_mode = transaction
+            default_pool_size = 4
+            """.replace("\n            ", "\n")
+        )
+        shutil.chown(folder, server.owner)
+        with (folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [shutil.which("pgbouncer") or "", str(configuration)],
+                user=server.owner if os.geteuid() == 0 else None,
+                stdout=log,
+                stderr=log,
+            )
+        self.url = f"postgresql://postgres@:{self.PORT}/tasks?host={folder}"
+        wait_until(lambda: answers(folder / f".s.PGSQL.{self.PORT}"))
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def answers(path: Path) -> bool:
+    """Tell whether somebody listens at a socket."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        return True
+    return False

@@ -5,76 +5,18 @@ Each server here is a test's own, and is really crashed, made a replica, and fil
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from django.db import connections
-from project.settings import TMP, VENDOR
-from project.settings import server as settings_of
-from servers import ALIAS, MariaDB, PostgreSQL, Server
+from servers import ALIAS, Server
 from support import Child, wait_until
 
-from background_task.models import CompletedTask, Task, Worker
+from background_task.models import CompletedTask, Task
 from background_task.states import State
 
 pytestmark = pytest.mark.xdist_group("outages")  # they share a server
-SERVERS = {"postgresql": PostgreSQL, "mysql": MariaDB}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    if VENDOR not in SERVERS:
-        pytest.skip("SQLite has no server that could be away")
-    # Not in a folder of pytest's, into which nobody but its user may look.
-    folder = Path(tempfile.mkdtemp(dir=TMP))
-    server = SERVERS[VENDOR](folder)
-    settings = settings_of(server.engine, server.operators_url)
-    connections.settings[ALIAS] = {**connections.settings["default"], **settings}
-    yield server
-    connections[ALIAS].close()
-    del connections[ALIAS], connections.settings[ALIAS]
-    server.end()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def start(
-    server: Server, tmp_path: Path, django_db_blocker: pytest.FixtureRequest
-) -> Iterator[Callable[..., Child]]:
-    """Start management commands of a project on that server, which has tables and no tasks."""
-    children: list[Child] = []
-
-    def start(*arguments: str) -> Child:
-        output = tmp_path / f"child-{len(children)}.log"
-        journal = str(tmp_path / "journal")
-        children.append(
-            Child(*arguments, output=output, TEST_JOURNAL=journal, **server.environment)
-        )
-        return children[-1]
-
-    with django_db_blocker.unblock():
-        assert start("migrate", "-v0").wait() == 0, children[-1].text()
-        yield start
-        for child in children:
-            child.end()
-        for model in (Task, CompletedTask, Worker):
-            model.objects.using(ALIAS).all().delete()
-        connections[ALIAS].close()
-
-
-@pytest.fixture
-def store(start: Callable[..., Child]) -> Callable[[str], None]:
-    """Run Python in the project, which has the tasks at hand."""
-
-    def store(code: str) -> None:
-        child = start("shell", "-v0", "-c", f"from project.tasks import *\n{code}")
-        assert child.wait() == 0, child.text()
-
-    return store
 
 
 def begun(tmp_path: Path) -> Counter[str]:
@@ -119,4 +61,65 @@ def test_a_server_that_crashes_again_and_again_loses_no_task(
         server.begin()
     wait_until(are_done(count), timeout=60)
     assert_all_succeeded(count)
+    assert_says_little_and_ends(worker)
+
+
+def test_a_server_that_only_reads_for_a_while_delays_tasks_and_no_more(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("for number in range(100): journal(str(number), 0.02); journal_async(f'a{number}')")
+    worker = start("process_tasks")
+    wait_until(lambda: len(begun(tmp_path)) > 10)
+    server.refuse_writes()
+    wait_until(lambda: "Waiting for the database to record" in worker.text())
+    before = begun(tmp_path)
+    assert len(before) < 150
+    server.accept_writes()
+    wait_until(are_done(200))
+    assert_all_succeeded(200)
+    assert max(begun(tmp_path).values()) == 1
+    assert_says_little_and_ends(worker)
+
+
+def test_what_outlasts_an_outage_is_recorded_afterwards_and_runs_once(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("journal('long', 4); journal_async('long-async', 4); journal('behind')")
+    worker = start("process_tasks")
+    wait_until(lambda: len(begun(tmp_path)) == 2)
+    server.crash()
+    wait_until(lambda: "misses the database" in worker.text())
+    server.begin()
+    wait_until(are_done(3))
+    assert begun(tmp_path) == {"long": 1, "long-async": 1, "behind": 1}
+    assert_says_little_and_ends(worker)
+
+
+def test_a_worker_waits_for_a_server_that_is_not_there_yet(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("journal('first'); journal_async('first-async')")
+    server.crash()
+    workers = [start("process_tasks"), start("process_tasks", "--processes", "2")]
+    for worker in workers:
+        wait_until(lambda worker=worker: "unreachable" in worker.text())
+    server.begin()
+    wait_until(are_done(2))
+    for worker in workers:
+        assert_says_little_and_ends(worker)
+
+
+def test_a_server_without_room_for_a_connection_delays_tasks_and_no_more(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    worker = start("process_tasks")
+    store("journal('before')")
+    wait_until(are_done(1))
+    store("for number in range(50): journal(str(number), 0.02); query_async(f'a{number}')")
+    wait_until(lambda: len(begun(tmp_path)) > 5)
+    server.cut_connections()
+    with server.filled_up():
+        wait_until(lambda: server.full.lower() in worker.text().lower())
+    wait_until(are_done(101))
+    assert_all_succeeded(101)
     assert_says_little_and_ends(worker)

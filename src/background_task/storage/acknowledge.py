@@ -25,7 +25,7 @@ from background_task.storage.batches import in_batches
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import tell_finished
 from background_task.storage.overrides import replaced
-from background_task.storage.transient import persevere
+from background_task.storage.transient import outlast
 
 
 class Owned(Enum):
@@ -87,7 +87,7 @@ def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
     recorded: set[int] = set()
     for _ in range(_TRIES):
         try:
-            persevere(engine.connection, "record successes", verb)
+            outlast(engine.connection, "record successes", verb)
         except NotAllError:
             recorded = _recorded(engine, ended, by)
             which, parameters = _ours(left, by, Owned.MARKED)
@@ -132,7 +132,7 @@ def acknowledge_freed(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[i
             move(engine, [each for each in ended if each.claim.pk in found], by, Owned.HELD)
 
     try:
-        persevere(engine.connection, "record successes", verb)
+        outlast(engine.connection, "record successes", verb)
     except IntegrityError:
         return set()
     return found

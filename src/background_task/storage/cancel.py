@@ -6,7 +6,7 @@ from django.db import connections
 
 from background_task.models import Task
 from background_task.storage.notifications import tell_finished
-from background_task.storage.transient import persevere
+from background_task.storage.transient import HURRIED, persevere
 
 
 def cancel(task: Task) -> bool:
@@ -20,4 +20,4 @@ def cancel(task: Task) -> bool:
             tell_finished(connection, [task.result_id])
         return is_done
 
-    return persevere(connection, "cancel a task", verb)
+    return persevere(connection, "cancel a task", verb, HURRIED)

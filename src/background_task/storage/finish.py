@@ -17,7 +17,7 @@ from background_task.signals import announce, task_successful
 from background_task.states import State
 from background_task.storage import attempts
 from background_task.storage.notifications import tell_finished
-from background_task.storage.transient import persevere
+from background_task.storage.transient import outlast
 
 Result = TypeVar("Result")
 
@@ -131,14 +131,14 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
         return verb()
 
     try:
-        return persevere(connections[task.database], act, anew)
+        return outlast(connections[task.database], act, anew)
     except IntegrityError:
         if not _is_in_history(task):
             raise
         # A copy that was stored past save(), by bulk_create or SQL, carries the original's id.
         claimed["result_id"] = uuid7()
         task.held().update(result_id=claimed["result_id"])
-        return persevere(connections[task.database], act, anew)
+        return outlast(connections[task.database], act, anew)
 
 
 def _is_in_history(task: Task) -> bool:
@@ -187,4 +187,4 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
                 tell_finished(connections[task.database], [task.result_id])
             return True
 
-    return persevere(connections[task.database], "put off a task", verb)
+    return outlast(connections[task.database], "put off a task", verb)

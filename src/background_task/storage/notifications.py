@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.db import connections, transaction
+from django.db import NotSupportedError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
@@ -148,6 +148,8 @@ class _Listener:
             while not _is_ready(asked, 0):
                 try:
                     self._listen(asked)
+                except NotSupportedError:
+                    _is_ready(asked, None)
                 except Exception as error:  # whoever waits goes on to ask
                     logger.debug("Cannot listen for finished tasks: %s", error)
                     _is_ready(asked, BETWEEN_TRIES)

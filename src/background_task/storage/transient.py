@@ -18,6 +18,7 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
+from background_task.utils import SignalManager
 
 logger = logging.getLogger("background_task.storage")
 
@@ -27,6 +28,9 @@ Result = TypeVar("Result")
 TRANSIENT = (OperationalError, InterfaceError, InternalError)
 PATIENT = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 HURRIED = (0.05, 0.2)
+# While the database is away: seconds between two looks at most, and between two lines of the log.
+BETWEEN_PROBES = 1.0
+BETWEEN_COMPLAINTS = 60.0
 
 
 def persevere(
@@ -57,6 +61,36 @@ def persevere(
             disconnect(connection)  # whatever state it is in, the next one is fresh
             time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
     return afresh(connection, verb)
+
+
+def outlast(connection: BaseDatabaseWrapper, act: str, verb: Callable[[], Result]) -> Result:
+    """Return ``verb()`` as :func:`persevere` does, and wait for as long as the database is away.
+
+    For what records something that has happened: to give up would be to let it happen again. When
+    this process is asked to stop, the patience of :func:`persevere` has to be enough.
+    """
+    while True:
+        try:
+            return persevere(connection, act, verb)
+        except TRANSIENT as error:
+            if connection.in_atomic_block or not _is_away(connection):
+                raise
+            logger.warning("Waiting for the database to %s: %s", act, reason(error))
+            while not SignalManager.is_stopping() and _is_away(connection):
+                time.sleep(BETWEEN_PROBES * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            if SignalManager.is_stopping() and _is_away(connection):
+                raise
+
+
+def _is_away(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether no row at all can be written now: then it is not due to what was written."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE background_task SET epoch = epoch WHERE 1 = 0")
+    except TRANSIENT as error:
+        disconnect(connection)
+        return not vendors.is_missing_table(error)
+    return False
 
 
 def reason(error: BaseException) -> str:

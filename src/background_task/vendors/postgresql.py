@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from django.conf import settings
+from django.db import NotSupportedError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -138,6 +139,8 @@ class PostgreSQL(Vendor):
     def listening(self, connection: BaseDatabaseWrapper, channel: str) -> Iterator[_Ear]:
         """Listen, and say so to whoever might notify."""
         try:
+            if not self.has_session_locks(connection):
+                raise NotSupportedError("LISTEN needs a session of its own, not a pooler's.")
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_lock_shared(%s, %s)", _LISTENING)
                 cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")

@@ -20,7 +20,7 @@ from background_task.models.rows import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
-from background_task.storage.transient import TRANSIENT, reason
+from background_task.storage.transient import BETWEEN_COMPLAINTS, TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
@@ -28,10 +28,8 @@ logger = logging.getLogger("background_task.tasks")
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.
 GRACE = 2.5
-# Between two tries to reach the database at most, and between two lines of the log about it, in
-# seconds.
+# Between two tries to reach the database at most, in seconds.
 LONGEST_PAUSE = 1.0
-BETWEEN_COMPLAINTS = 60.0
 
 
 class Heart:

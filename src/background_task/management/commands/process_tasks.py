@@ -7,6 +7,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from argparse import Action, ArgumentParser, Namespace
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -14,8 +15,15 @@ from typing import Any, NoReturn
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
 
+from background_task import vendors
 from background_task.exceptions import BackgroundTaskError
 from background_task.execution.runs import runs
+from background_task.storage.transient import (
+    BETWEEN_COMPLAINTS,
+    BETWEEN_PROBES,
+    TRANSIENT,
+    reason,
+)
 from background_task.tasks import autodiscover, tasks
 from background_task.utils import ForcedStop, SignalManager, exit_code
 from background_task.worker.options import Options, Unsaid, UnsaidInt
@@ -230,6 +238,20 @@ class Command(BaseCommand):
         """Declare the options."""
         for names, options in self.OPTIONS:
             parser.add_argument(*names, **options)
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Run the system checks; on MySQL they ask the server, which may not be there yet."""
+        next_complaint = 0.0
+        while True:
+            try:
+                return super().check(*args, **kwargs)
+            except TRANSIENT as error:
+                if vendors.is_missing_table(error):
+                    raise
+                if time.monotonic() >= next_complaint:
+                    next_complaint = time.monotonic() + BETWEEN_COMPLAINTS
+                    logger.warning("The database is unreachable (%s); waiting.", reason(error))
+                time.sleep(BETWEEN_PROBES)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Take the signals, run, and give the signals back."""
