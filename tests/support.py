@@ -48,6 +48,30 @@ def break_other_connections() -> int:
         return len(numbers)
 
 
+def open_transactions() -> int:
+    """Return how many transactions others have open in the test's database."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":  # no more than one may write
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+            except OperationalError:
+                return 1
+            cursor.execute("ROLLBACK")
+            return 0
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+            )
+        else:
+            cursor.execute(
+                "SELECT count(*) FROM information_schema.innodb_trx JOIN "
+                "information_schema.processlist ON id = trx_mysql_thread_id "
+                "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+        return int(cursor.fetchone()[0])
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """Return the environment of a child process that works on this test's database."""
     return {

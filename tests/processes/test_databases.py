@@ -108,19 +108,19 @@ def test_producers_and_workers_side_by_side_lose_nothing_and_fail_at_nothing(
 ) -> None:
     producing = (
         "from project.tasks import *\n"
-        "for number in range(40):\n"
+        "for number in range(25):\n"
         "    note(f'{0} {number}')\n"
         "    note('replaced', schedule=3600, remove_existing_tasks=True)\n"
     )
-    workers = [worker() for _ in range(4)]
+    workers = [worker() for _ in range(8)]
     producers = [
-        command("shell", "-v0", "-c", producing.replace("{0}", str(number))) for number in range(4)
+        command("shell", "-v0", "-c", producing.replace("{0}", str(number))) for number in range(8)
     ]
-    assert [child.wait(60) for child in producers] == [0, 0, 0, 0]
-    wait_until(lambda: CompletedTask.objects.count() == 160, timeout=60)
+    assert [child.wait(60) for child in producers] == [0] * 8
+    wait_until(lambda: CompletedTask.objects.count() == 200, timeout=60)
     for child in workers:
         child.process.terminate()
-    assert [child.wait() for child in workers] == [0, 0, 0, 0]
-    assert Note.objects.values("text").distinct().count() == Note.objects.count() == 160
+    assert [child.wait() for child in workers] == [0] * 8
+    assert Note.objects.values("text").distinct().count() == Note.objects.count() == 200
     assert Task.objects.count() >= 1
     assert "".join(child.text() for child in workers + producers) == ""

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from django.core.management import call_command
 from project.models import Note
-from support import Child, wait_until
+from support import Child, open_transactions, wait_until
 
 from background_task import background, signals
-from background_task.models import CompletedTask, Task
+from background_task.models import CompletedTask, Task, Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -62,6 +62,39 @@ def test_what_waits_behind_a_long_function_is_given_back_and_what_ended_is_recor
     wait_until(noted("behind 49"))
     assert not noted("long ends")()
     assert child.process.poll() is None
+
+
+def test_a_long_function_in_the_middle_of_a_batch_keeps_no_transaction_open(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    enqueue(*notes(200, "before"), ("slow", "long", 60), *notes(50, "behind"))
+    worker()
+    wait_until(noted("long begins"))
+    wait_until(lambda: CompletedTask.objects.count() == 200)
+    (held,) = Worker.objects.values_list("held", flat=True)
+    assert (held != "") == (vendor != "sqlite")  # where rows can be held, these were
+    wait_until(lambda: open_transactions() == 0)
+    worker()
+    wait_until(noted("behind 49"))
+    assert not noted("long ends")()
+
+
+def test_functions_in_the_middle_of_a_batch_may_write_to_their_own_rows(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue(
+        *notes(200, "before"),
+        ("saving_its_row", 0),
+        *notes(100, "between"),
+        ("deleting_its_row", "is deleted"),
+        *notes(100, "behind"),
+    )
+    child = worker()
+    wait_until(lambda: not Task.objects.exists())
+    assert CompletedTask.objects.count() == 401
+    assert CompletedTask.objects.get(verbose_name="half way").attempts == 1
+    assert Note.objects.values("text").distinct().count() == Note.objects.count() == 401
+    assert "trying again" not in child.text()
 
 
 def test_a_stop_gives_back_what_has_not_begun(worker: Callable[..., Child]) -> None:

@@ -65,6 +65,12 @@ def saving_its_row(seconds):
 
 
 @background
+def deleting_its_row(text):
+    Task.objects.filter(task_name="project.tasks.deleting_its_row").delete()
+    Note.objects.create(text=text)
+
+
+@background
 async def blocking_async(text, seconds):
     await Note.objects.acreate(text=f"{text} begins")
     time.sleep(seconds)
