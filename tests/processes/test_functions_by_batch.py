@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from project.models import Note
 from support import Child, open_transactions, wait_until
 
@@ -95,6 +99,38 @@ def test_functions_in_the_middle_of_a_batch_may_write_to_their_own_rows(
     assert CompletedTask.objects.get(verbose_name="half way").attempts == 1
     assert Note.objects.values("text").distinct().count() == Note.objects.count() == 401
     assert "trying again" not in child.text()
+
+
+def test_a_thousand_tasks_more_take_a_few_statements_more() -> None:
+    @background("nothing")
+    def nothing() -> None:
+        pass
+
+    def statements_for(count: int) -> int:
+        rows = [Task.objects.new_task("nothing") for _ in range(count)]
+        for row in rows:
+            row.prepare()
+        Task.objects.bulk_create(rows)
+        statements: list[str] = []
+
+        def count_it(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+            statements.append(sql)
+            return execute(sql, *args)
+
+        def watch(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+            connection.execute_wrappers.append(count_it)
+
+        connection_created.connect(watch)
+        try:
+            with connection.execute_wrapper(count_it):
+                call_command("process_tasks", burst=True)
+        finally:
+            connection_created.disconnect(watch)
+        return len(statements)
+
+    few, many = statements_for(1000), statements_for(4000)
+    assert CompletedTask.objects.count() == 5000
+    assert many - few < 100, (few, many)
 
 
 def test_a_stop_gives_back_what_has_not_begun(worker: Callable[..., Child]) -> None:

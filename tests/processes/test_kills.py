@@ -15,7 +15,6 @@ from support import Child
 from background_task.models import CompletedTask, Task
 from background_task.states import State
 
-
 # Every so many statements; the next run may begin at another one.
 STEP = 5
 
