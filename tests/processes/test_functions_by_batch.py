@@ -15,7 +15,8 @@ from project.models import Note
 from support import Child, open_transactions, wait_until
 
 from background_task import background, signals
-from background_task.models import CompletedTask, Task, Worker
+from background_task.models import Attempt, CompletedTask, Task, Worker
+from background_task.states import State
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -186,6 +187,34 @@ def test_a_function_that_ends_the_process_takes_no_others_with_it(
     assert "was lost 4 times" in failed.last_error
     wait_until(lambda: CompletedTask.objects.filter(failed_at=None).count() == 300)
     assert not Task.objects.exists()
+
+
+def test_a_task_may_ask_not_to_be_run_again_after_a_loss(worker: Callable[..., Child]) -> None:
+    enqueue(*notes(100, "before"), ("leave_for_good",), *notes(100, "after"))
+    assert worker().wait() == 9
+    worker()
+    wait_until(lambda: CompletedTask.objects.count() == 201)
+    failed = CompletedTask.objects.get(failed_at__isnull=False)
+    assert (failed.task_name, failed.losses) == ("project.tasks.leave_for_good", 1)
+    log = Attempt.objects.filter(result_id=failed.result_id)
+    assert "WorkerLostError" in log[0].exception_class_path
+
+
+@pytest.mark.parametrize("before", [0, 100])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_one_that_must_not_run_again_has_not_failed_when_it_has_not_begun(
+    worker: Callable[..., Child], threads: str, before: int
+) -> None:
+    enqueue(*notes(before), ("leave", "kill"), *[("note_once", str(n)) for n in range(100)])
+    Task.objects.filter(task_params__contains="kill").update(losses=3, state=State.READY)
+    assert worker("--threads", threads).wait() == 9
+    worker("--threads", threads)
+    wait_until(lambda: not Task.objects.exists())
+    failed = CompletedTask.objects.filter(failed_at__isnull=False)
+    # With threads, what another one ran at that moment has begun.
+    assert failed.count() <= int(threads)
+    assert "project.tasks.leave" in failed.values_list("task_name", flat=True)
+    assert Note.objects.filter(text__regex="^[0-9]+$").count() >= 101 - failed.count()
 
 
 def test_where_a_receiver_wants_each_task_the_order_is_the_predecessors() -> None:

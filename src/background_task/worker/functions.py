@@ -26,9 +26,10 @@ from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.policies.arguments import decoded
 from background_task.records import Claim, Ended, Mark, Wanted
-from background_task.storage import acknowledge, claim
+from background_task.storage import acknowledge, claim, leases
 from background_task.storage.batches import MOST_ROWS
 from background_task.storage.engine import Engine
+from background_task.storage.leases import Lock
 from background_task.utils import Canary, ForcedStop, interruptible, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
@@ -91,6 +92,7 @@ class Functions:
         self._by = taking.mark_of(tasks)
         self._known = Known()
         self._size = 1
+        self._is_cut = False
         self._turn = 0
         self._may_hold = False
         self._batch: Batch | None = None
@@ -112,13 +114,14 @@ class Functions:
         Raises:
             ForcedStop: a second request to stop has ended a function early.
         """
+        self._is_cut = False
         asked = self._budget.reserve(1 if only_one else self._size)
         batch = self._take(asked) if asked else None
         self._budget.use(asked, 0 if batch is None else batch.size)
         if batch is None:
             self._forget_held()
             return False
-        if batch.size == asked:
+        if batch.size == asked or self._is_cut:
             on_work()
         begun = time.perf_counter()
         run = _Runner(self._tasks, self._engine.using, self._by, batch, self._known)
@@ -155,21 +158,30 @@ class Functions:
         return self._rescue(steps) if batch is None else batch
 
     def _mark(self, wanted: Wanted, most: int) -> Batch | None:
-        return self._batched(claim.mark(self._engine, wanted, most, self._by))
+        claims = claim.mark(self._engine, wanted, most, self._by)
+        count = taking.together(self._tasks, claims)
+        if count < len(claims):
+            self._is_cut = True
+            locks = [Lock(each.pk, self._by.locked_by, each.epoch) for each in claims[count:]]
+            leases.hand_back(self._engine, locks)
+        return self._batched(claims[:count])
 
     def _hold(self, wanted: Wanted, most: int) -> Batch | None:
         self._engine.begin()
         try:
             claims = claim.hold(self._engine, wanted, most)
-            if claims:
-                assert self._note_held is not None
-                self._note_held(each.pk for each in claims)
-                self._has_noted = True
+            count = taking.together(self._tasks, claims)
+            self._is_cut = count < len(claims)
+            if count <= 1:  # it may have to be alone, or is: a note of it would cost as much
+                self._engine.roll_back()
+                return self._mark(wanted, 1) if claims else None
+            claims = claims[:count]
+            assert self._note_held is not None
+            self._note_held(each.pk for each in claims)
+            self._has_noted = True
         except BaseException:
             self._engine.roll_back()
             raise
-        if not claims:
-            self._engine.commit()
         return self._batched(claims, is_held=True)
 
     def _forget_held(self) -> None:
@@ -199,7 +211,8 @@ class Functions:
 
     def _adapt(self, batch: Batch, seconds: float) -> None:
         fitting = int(MEANT_TO_TAKE * batch.begun / max(seconds, 1e-6))
-        self._size = max(1, min(2 * self._size, fitting, MOST_ROWS))
+        grown = batch.size if self._is_cut else 2 * self._size
+        self._size = max(1, min(grown, fitting, MOST_ROWS))
 
     def _watch(self, batch: Batch) -> None:
         self._batch = batch

@@ -13,11 +13,13 @@ from django.db import connections
 from background_task import tasks as hooks
 from background_task import vendors
 from background_task.api.proxy import DeclaredTask, TaskProxy
+from background_task.execution.notices import policy_of
 from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.models.rows import this_worker
 from background_task.policies.runs import is_async
 from background_task.records import Claim, Mark
+from background_task.settings import app_settings
 from background_task.storage import claim, leases
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
@@ -99,6 +101,24 @@ class Names:
 
 def _is_for_the_loop(proxy: Any) -> bool:
     return type(proxy) in (TaskProxy, DeclaredTask) and is_async(proxy.task_function)
+
+
+def together(tasks: Tasks, claims: Sequence[Claim]) -> int:
+    """Return how many of these, from the first, may be one batch.
+
+    Nobody knows which of a batch have run when its process is lost. So what must not run again
+    then is taken alone: it has failed, and others that had not begun would have to fail with it.
+    """
+    default = app_settings.BACKGROUND_TASK_MAX_LOSSES
+    is_alone: dict[tuple[str, str | None], bool] = {}
+    for count, each in enumerate(claims):
+        key = (each.name, each.backend)
+        if key not in is_alone:
+            policy = policy_of(tasks._tasks.get(each.name), each.backend, each.name)
+            is_alone[key] = policy.losses_allowed(default) == 0
+        if is_alone[key]:
+            return max(count, 1)
+    return len(claims)
 
 
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:

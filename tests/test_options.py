@@ -1,0 +1,133 @@
+"""What a worker is told: by the command line, then by the setting, then by default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.management import CommandError, call_command
+from project import jobs
+
+from background_task import background
+from background_task.management.commands.process_tasks import Command
+from background_task.models import CompletedTask, Task
+from background_task.worker.options import Options
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def ran() -> Iterator[list[str]]:
+    """What has run; one task waits in each of four queues, and one in none."""
+    ran: list[str] = []
+    proxy = background("noting")(ran.append)
+    for queue in ("a", "b", "c", "d", None):
+        proxy(str(queue), queue=queue)
+    return ran
+
+
+def work(**options: Any) -> None:
+    call_command("process_tasks", burst=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "a b c d None"),
+        ({"queue": "c"}, "c"),
+        ({"queue": "d,b"}, "d b"),
+        ({"queue": ["d", "b"]}, "d b"),
+        ({"queue": "c,*"}, "c a b d None"),
+        ({"exclude_queue": "b,c"}, "a d None"),
+        ({"queue": "d, *", "exclude_queue": "b"}, "d a c None"),
+    ],
+)
+def test_queues_are_taken_as_they_are_named(
+    ran: list[str], options: dict[str, Any], expected: str
+) -> None:
+    work(**options)
+    assert ran == expected.split()
+
+
+def test_a_queue_may_be_named_by_an_option_of_its_own() -> None:
+    parser = Command().create_parser("manage.py", "process_tasks")
+    told = vars(parser.parse_args(["--queue", "b", "--queue", "a,*", "--exclude-queue", "c"]))
+    assert str(Options.of(told).queues) == "b, a, * without c"
+
+
+def test_no_more_tasks_are_run_than_was_said(ran: list[str]) -> None:
+    work(max_tasks=2)
+    assert ran == ["a", "b"]
+    assert Task.objects.filter(attempts=0, locked_by=None).count() == 3
+
+
+def test_the_tasks_of_one_backend_may_be_singled_out(ran: list[str]) -> None:
+    jobs.add.enqueue(1)
+    jobs.add.using(backend="retrying").enqueue(2)
+    work(backend="retrying")
+    assert CompletedTask.objects.get().backend == "retrying"
+    assert not ran
+
+
+def test_the_setting_says_what_the_command_line_does_not(settings: Any, ran: list[str]) -> None:
+    settings.BACKGROUND_TASK_WORKER = {"MAX_TASKS": 1, "QUEUE": ["c", "b"]}
+    work()
+    assert ran == ["c"]
+    work(queue="a,d", max_tasks=2)
+    assert ran == ["c", "a", "d"]
+
+
+def test_as_many_processes_as_cores_may_be_asked_for() -> None:
+    assert Options.of({"processes": 0}).processes == os.cpu_count()
+
+
+REFUSED = [
+    ({"sleep": -1}, "--sleep is -1; it must be a number, 0 or more"),
+    ({"sleep": "5"}, "--sleep must be a number, not str ('5')"),
+    ({"sleep": float("nan")}, "--sleep is nan"),
+    ({"threads": 0}, "--threads is 0; it must be a whole number, 1 or more"),
+    ({"processes": -1}, "--processes is -1"),
+    ({"concurrency": 0}, "--concurrency is 0"),
+    ({"max_tasks": 1.5}, "--max-tasks is 1.5; it must be a whole number"),
+    ({"max_memory": 0}, "--max-memory is 0"),
+    ({"shutdown_timeout": -1}, "--shutdown-timeout is -1"),
+    ({"queue": 5}, "--queue must name queues, not 5"),
+    ({"queue": "x" * 191}, "--queue has a name that no queue can have"),
+    ({"queue": "a,b", "exclude_queue": "b"}, "--queue and --exclude-queue both name 'b'"),
+    ({"queue": "a", "exclude_queue": "b"}, "nothing for --exclude-queue to leave out"),
+    ({"exclude_queue": "*"}, "--exclude-queue is '*', so nothing would be taken"),
+    ({"worker_name": ""}, "--worker-name is ''"),
+    ({"database": "defautl"}, "--database is 'defautl'; the databases are default"),
+    ({"backend": "retryin"}, "--backend is 'retryin'; TASKS has default, retrying"),
+    ({"backend": "immediate"}, "whose tasks another package runs"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(each) for each, _ in REFUSED])
+def test_what_cannot_be_meant_is_refused_by_name(
+    options: dict[str, Any], message: str, ran: list[str]
+) -> None:
+    with pytest.raises(CommandError) as error:
+        work(**options)
+    assert message in str(error.value)
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"MAX_TASK": 5}, "has the unknown key 'MAX_TASK'. Did you mean 'MAX_TASKS'"),
+        ({"max_tasks": 5}, "has the unknown key 'max_tasks'. The keys are in upper case"),
+        ({"THREADS": "two"}, "--threads must be a whole number, not str ('two')"),
+        (["THREADS"], "BACKGROUND_TASK_WORKER must be a dict, not list"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_found_by_the_checks(
+    settings: Any, setting: Any, message: str
+) -> None:
+    settings.BACKGROUND_TASK_WORKER = setting
+    (found,) = [each for each in run_checks() if each.id == "background_task.E008"]
+    assert message in found.msg
