@@ -229,13 +229,13 @@ class Heart:
         return bool(freed)
 
     def _pause(self, timeout: float) -> bool:
-        """Wait; tells whether there is something to hear."""
-        ready = self._selector.select(max(timeout, 0))
-        if self._asked in [key.fileobj for key, _ in ready]:
+        """Wait; tells whether there is something to hear, beside that somebody has poked."""
+        ready = {key.fileobj for key, _ in self._selector.select(max(timeout, 0))}
+        if self._asked in ready:
             with suppress(OSError):
                 self._asked.recv(4096)
             self._is_poked()
-        return bool(ready)
+        return bool(ready - {self._asked})
 
     def _is_poked(self) -> None:
         """Somebody has called :meth:`poke`."""

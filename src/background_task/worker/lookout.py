@@ -26,8 +26,10 @@ ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
 # A file changes a moment before what was written to it can be read: SQLite says last, by shared
 # memory, that it is valid, and may wait for the disk before.
 MOMENTS = (0.0005, 0.003, 0.02, 0.1)
-# Where nothing tells of new rows, the questions may take so much of a core.
+# Where nothing tells of new rows, the questions may take so much of a core; and looks and questions
+# alike so much of the time, which others need when there is much to do.
 LARGEST_SHARE = 0.005
+LARGEST_SHARE_OF_TIME = 0.05
 
 
 class Driver(Protocol):
@@ -67,12 +69,17 @@ class Lookout(Heart):
         self._echoes: deque[float] = deque()
         self._watch: vendors.Watch = vendors.AlwaysNews()
         self._ear: int | None = None
-        self._cost = 0.0
+        self._cost = self._duration = self._rested_at = 0.0
+        # Whether there was news while nobody was hungry.
+        self._is_behind = False
 
     def expect_hunger(self) -> None:
-        """Know that a driver is hungry now: where news has to be asked for, ask from now on."""
-        if not self._watch.is_complete:
+        """Know that a driver is hungry now: look for what was not looked for, or begin to ask."""
+        if self._is_behind or not self._watch.is_complete:
             self.poke()
+
+    def _hungry(self) -> list[Driver]:
+        return [driver for driver in self._drivers if driver.is_hungry]
 
     def _connect(self) -> None:
         super()._connect()
@@ -90,13 +97,21 @@ class Lookout(Heart):
         super()._disconnect()
 
     def _spend_time(self, now: float) -> None:
-        hungry = [driver for driver in self._drivers if driver.is_hungry]
+        hungry = self._hungry()
         if now >= self._next_look:
+            self._is_behind = False
             self._look(hungry or self._drivers)
+            self._rest(now)
         if not hungry:
             # Nobody need be woken; but what becomes due may be more urgent than what waits.
-            self._next_look = min(self._next_look, now + BETWEEN_LOOKS)
+            self._next_look = min(self._next_look, max(now + BETWEEN_LOOKS, self._rested_at))
         self._wait(hungry)
+
+    def _rest(self, began: float) -> None:
+        """Look again, whatever happens, only when that has a small share of the time."""
+        now = time.monotonic()
+        self._duration = now - began
+        self._rested_at = now + self._duration / LARGEST_SHARE_OF_TIME
 
     def _look(self, drivers: Collection[Driver]) -> None:
         """Wake these if there is something for them."""
@@ -129,8 +144,12 @@ class Lookout(Heart):
         elif self._pause(until - time.monotonic()):
             with self._using_engine:
                 is_news = self._watch.has_news()
+            # In this order: a driver says that it is hungry before it asks whether we are behind.
+            self._is_behind = True
+            if not (hungry := self._hungry()):
+                return
             if is_news:
-                self._heed_news(self._drivers)
+                self._heed_news(hungry)
             elif not self._watch.is_of_rows:
                 self._look_again(MOMENTS)
 
@@ -140,11 +159,11 @@ class Lookout(Heart):
         if self._watch.is_of_rows and self._watch.is_complete:
             self._look_again(ECHOES)
         else:
-            self._next_look = 0.0
+            self._next_look = self._rested_at
 
     def _look_again(self, pauses: Sequence[float]) -> None:
         now = time.monotonic()
-        self._echoes = deque(now + pause for pause in pauses)
+        self._echoes = deque(max(now + pause, self._rested_at) for pause in pauses)
         self._next_look = min(self._next_look, self._echoes[0])
 
     def _ask(self, hungry: Collection[Driver], until: float) -> None:
@@ -152,28 +171,30 @@ class Lookout(Heart):
         wanted = _wanted(hungry)
         while wanted.names and (left := until - time.monotonic()) > 0:
             is_told = self._pause(min(left, self._between_questions()))
-            if self._next_look == 0 or self._is_stopping:
+            if self._next_look < until or self._is_stopping:
                 return
-            began = time.thread_time()
+            began, began_at = time.thread_time(), time.monotonic()
             with self._using_engine:
                 is_news = self._watch.has_news()
                 if is_news and not is_told:
                     is_news = readiness.is_due(self._engine, wanted)
             self._cost += (time.thread_time() - began - self._cost) / 8
+            self._rest(began_at)
             if is_told:
                 self._heed_news(hungry)
             elif is_news:
-                self._next_look = 0.0
+                self._next_look = 0.0  # it is due
             if is_told or is_news:
                 return
         self._pause(until - time.monotonic())
 
     def _between_questions(self) -> float:
         """Return how long to wait before the next one, so that they take little of a core."""
-        return max(self._engine.vendor.between_questions, self._cost / LARGEST_SHARE)
+        rest = self._rested_at - time.monotonic()
+        return max(self._engine.vendor.between_questions, self._cost / LARGEST_SHARE, rest)
 
     def _is_poked(self) -> None:
-        self._next_look = 0.0
+        self._next_look = min(self._next_look, self._rested_at)
 
     def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
         if is_freed := super()._rescue(suspects, is_known_dead=is_known_dead):
