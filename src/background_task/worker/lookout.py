@@ -27,7 +27,7 @@ ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
 # memory, that it is valid, and may wait for the disk before.
 MOMENTS = (0.0005, 0.003, 0.02, 0.1)
 # Where nothing tells of new rows, the questions may take so much of a core; and looks and questions
-# alike so much of the time, which others need when there is much to do.
+# alike so much of the time, while somebody is busy who needs it.
 LARGEST_SHARE = 0.005
 LARGEST_SHARE_OF_TIME = 0.05
 
@@ -69,7 +69,7 @@ class Lookout(Heart):
         self._echoes: deque[float] = deque()
         self._watch: vendors.Watch = vendors.AlwaysNews()
         self._ear: int | None = None
-        self._cost = self._duration = self._rested_at = 0.0
+        self._cost = self._rested_at = 0.0
         # Whether there was news while nobody was hungry.
         self._is_behind = False
 
@@ -108,10 +108,10 @@ class Lookout(Heart):
         self._wait(hungry)
 
     def _rest(self, began: float) -> None:
-        """Look again, whatever happens, only when that has a small share of the time."""
-        now = time.monotonic()
-        self._duration = now - began
-        self._rested_at = now + self._duration / LARGEST_SHARE_OF_TIME
+        """While somebody is busy, look again only when that has a small share of the time."""
+        self._rested_at = now = time.monotonic()
+        if len(self._hungry()) < len(self._drivers):
+            self._rested_at += (now - began) / LARGEST_SHARE_OF_TIME
 
     def _look(self, drivers: Collection[Driver]) -> None:
         """Wake these if there is something for them."""
