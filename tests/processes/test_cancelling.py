@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from notes import enqueue, noted
 from project.models import Note
 from support import Child, wait_until
 
@@ -12,16 +13,6 @@ from background_task.models import Attempt, CompletedTask, Task
 from background_task.states import State
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def enqueue(name: str, *args: object, **options: object) -> Task:
-    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
-    task.save()
-    return task
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def cancel(row: Task) -> CompletedTask:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from django.db import connection
 from django.utils import timezone
+from notes import noted
 from project import jobs
 from project.models import Note
 from support import Child, break_other_connections, wait_until
@@ -30,10 +31,6 @@ def enqueue(name: str, *args: object, count: int = 1, **columns: object) -> None
     for row in rows:
         row.prepare()
     Task.objects.bulk_create(rows)
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def connections_of_the_worker() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from django.db import connection
-from project.models import Note
+from notes import enqueue, noted
 from support import Child, break_other_connections, wait_until
 
 from background_task.models import CompletedTask, Task, Worker
@@ -22,14 +22,6 @@ def port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
-
-
-def enqueue(name: str, *args: object) -> None:
-    Task.objects.new_task(f"project.tasks.{name}", args).save()
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def number() -> int:

@@ -11,6 +11,7 @@ from django.core.management import call_command
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from notes import noted
 from project.models import Note
 from support import Child, open_transactions, wait_until
 
@@ -35,10 +36,6 @@ def enqueue(*calls: tuple[object, ...], **columns: object) -> None:
 
 def notes(count: int, text: str = "quick") -> list[tuple[object, ...]]:
     return [("note", f"{text} {number}") for number in range(count)]
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def test_all_of_many_run_once_and_in_order(worker: Callable[..., Child]) -> None:

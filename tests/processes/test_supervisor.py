@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
+from notes import enqueue, noted
 from project.models import Note
 from support import Child, wait_until
 
@@ -23,16 +24,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def supervisor(worker: Callable[..., Child]) -> Callable[..., Child]:
     """Start a worker of two processes."""
     return lambda *arguments, **environment: worker("--processes", "2", *arguments, **environment)
-
-
-def enqueue(name: str, *args: object, **options: object) -> Task:
-    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
-    task.save()
-    return task
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def numbers() -> list[int]:

@@ -7,22 +7,13 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from notes import enqueue, noted
 from project.models import Note
 from support import Child, wait_until
 
 from background_task.models import Attempt, CompletedTask, Task
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def enqueue(name: str, *args: object, **options: object) -> Task:
-    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
-    task.save()
-    return task
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def failed() -> Task:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from django.utils import timezone
+from notes import noted
 from project.models import Note
 from support import Child, wait_until
 
@@ -25,10 +26,6 @@ def idle(command: Callable[..., Child]) -> Callable[..., Child]:
         return child
 
     return start
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 STORE = "from project.tasks import note, query_async; "

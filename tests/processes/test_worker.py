@@ -13,6 +13,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
+from notes import enqueue, noted
 from project.models import Note
 from support import Child, break_other_connections, wait_until
 
@@ -20,16 +21,6 @@ from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def enqueue(name: str, *args: object, **options: object) -> Task:
-    task = Task.objects.new_task(f"project.tasks.{name}", args, **options)
-    task.save()
-    return task
-
-
-def noted(text: str) -> Callable[[], bool]:
-    return lambda: Note.objects.filter(text=text).exists()
 
 
 def stop_at_once(child: Child, timeout: float) -> None:
