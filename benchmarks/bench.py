@@ -1,219 +1,131 @@
-"""Measures this package against the limit, in one run. See README.md.
+"""Measures this package, the yardsticks and the peers, in one run. See README.md.
 
-Each figure is the median of several passes, and every pass measures everything once: the machine
-may be busier in one pass than in another, but the ratios stay.
+Every pass measures everything once: the machine may be busier in one pass than in another, but the
+ratios stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HERE = Path(__file__).parent
-DATABASES = ("sqlite", "postgresql", "mysql")
-LIMITED = ("sqlite", "postgresql")
+import databases
+import machine
+import report
+import workloads
+from figures import Results
+from place import Place
+from systems import SYSTEMS, System
 
 
 def main() -> None:
+    """Measure, and print or save what was found."""
+    options = arguments()
+    chosen = [system for system in SYSTEMS if is_wanted(system, options)]
+    results = Results(machine.described({system.database for system in chosen}))
+    results.machine |= {"passes": 0, "count": options.count}
+    with tempfile.TemporaryDirectory() as folder, prepared(chosen, Path(folder), results) as ready:
+        for number in range(options.passes):
+            for name in options.workload:
+                measure(name, ready, number, options.count, Path(folder), results)
+            results.machine["passes"] = number + 1
+            if options.save:
+                report.save(results, options.save)
+    print(report.table(results))
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--database", choices=DATABASES, action="append")
-    parser.add_argument("--workload", choices=[*WORKLOADS], action="append")
+    peers = [system.name for system in SYSTEMS if system.kind == "peer"]
+    parser.add_argument("--database", choices=databases.VENDORS, action="append")
+    parser.add_argument("--workload", choices=[*workloads.WORKLOADS], action="append")
+    parser.add_argument("--peer", choices=sorted({*peers}), action="append", help="only these")
+    parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--count", type=int, default=20_000, help="tasks to drain")
-    parser.add_argument("--save", type=Path, help="write the figures there as JSON")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the results there")
     options = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
-    for database in options.database or DATABASES:
-        figures[database] = measure(
-            database, options.workload or [*WORKLOADS], options.passes, options.count
-        )
-        for name, value in figures[database].items():
-            print(f"{database:<11} {name:<44} {value:>12,.1f}", flush=True)
-    if options.save:
-        options.save.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
+    options.database = options.database or [*databases.VENDORS]
+    options.workload = options.workload or [*workloads.WORKLOADS]
+    return options
 
 
-def machine() -> dict[str, object]:
-    """Return what the figures depend on."""
-    return {"cores": os.cpu_count(), "python": platform.python_version(), "at": time.ctime()}
-
-
-def measure(database: str, workloads: list[str], passes: int, count: int) -> dict[str, float]:
-    """Return the median of each figure, tasks a second or milliseconds."""
-    seen: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            "BENCH_DATABASE": database,
-            "BENCH_FOLDER": folder,
-            "DJANGO_SETTINGS_MODULE": "project.settings",
-            "PYTHONPATH": str(HERE),
-        }
-        create(database)
-        run("-m", "django", "migrate", "-v0", "--run-syncdb")
-        for _ in range(passes):
-            for workload in workloads:
-                for name, value in WORKLOADS[workload](database, Path(folder), count):
-                    seen[name].append(value)
-    return {name: statistics.median(values) for name, values in seen.items()}
-
-
-def create(database: str) -> None:
-    """Make an empty database."""
-    if database == "sqlite":
-        return
-    name = "background_task_bench"
-    code = (
-        "from django.conf import settings; import django; "
-        "settings.DATABASES['default']['NAME'] = {base!r}; django.setup(); "
-        "from django.db import connection; c = connection.cursor(); "
-        "c.execute('DROP DATABASE IF EXISTS {name}'); c.execute('CREATE DATABASE {name}')"
-    )
-    base = "postgres" if database == "postgresql" else "mysql"
-    run("-c", code.format(base=base, name=name))
-
-
-def run(*arguments: str, **environment: str) -> str:
-    """Run Python and return what it prints."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=HERE,
-        env={**os.environ, **environment},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+def is_wanted(system: System, options: argparse.Namespace) -> bool:
+    """Tell whether a system was asked for."""
+    if system.database not in options.database:
+        return False
+    if system.kind != "peer":
+        return True
+    return not options.no_peers and (not options.peer or system.name in options.peer)
 
 
 @contextmanager
-def started(records: Path, *commands: list[str]) -> Iterator[None]:
-    """Run workers, which write down what they begin."""
-    environment = {**os.environ, "BENCH_RECORDS": str(records)}
-    children = [
-        subprocess.Popen([sys.executable, *command], cwd=HERE, env=environment)
-        for command in commands
-    ]
+def prepared(systems: list[System], folder: Path, results: Results) -> Iterator[list[Place]]:
+    """Make the databases; yield a place for every system that answers, and drop them again."""
+    made: set[tuple[str, str]] = set()
+    ready = []
     try:
-        yield
+        for system in systems:
+            place = Place(system, folder, 0)
+            try:
+                _create(system, made)
+                place.run("prepare")
+            except Exception as error:  # whatever a driver raises: it is a reason
+                _leave_out(results, system, "everything", error)
+            else:
+                ready.append(place)
+        yield ready
     finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
+        for database, called in made:
+            databases.drop(database, called)
 
 
-WORKER = ["-m", "django", "process_tasks"]
+def _create(system: System, made: set[tuple[str, str]]) -> None:
+    key = system.database, databases.name(system.database, system.suffix)
+    if key not in made:
+        databases.create(*key)
+        made.add(key)
 
 
-def drained(folder: Path, count: int, *commands: list[str]) -> float:
-    """Return how many tasks a second began, from the first to the last."""
-    records = folder / "records"
-    records.unlink(missing_ok=True)
-    with started(records, *commands):
-        while not records.exists() or records.stat().st_size < 20 * count:
-            time.sleep(0.02)
-    moments = sorted(int(line) for line in records.read_text().split())
-    return (len(moments) - 1) / ((moments[-1] - moments[0]) / 1e9)
+def measure(
+    workload: str, ready: list[Place], number: int, count: int, folder: Path, results: Results
+) -> None:
+    """Measure one workload of every system that has a part in it."""
+    for place in ready:
+        system = place.system
+        if not takes_part(workload, system):
+            continue
+        began = time.monotonic()
+        tasks = min(count, system.count) if system.count else count
+        try:
+            samples = workloads.WORKLOADS[workload](Place(system, folder, tasks))
+            results.add(system.database, workload, system.kind, samples)
+        except Exception as error:  # the other figures are worth as much without this one
+            _leave_out(results, system, workload, error)
+        seconds = time.monotonic() - began
+        said = f"pass {number + 1}  {system.database:<11} {workload:<9} {system.name:<36}"
+        print(f"{said} {seconds:>6.1f} s", flush=True)
 
 
-def drain(database: str, folder: Path, count: int) -> Iterator[tuple[str, float]]:
-    if database in LIMITED:
-        run("limits.py", database, "fill", str(count))
-        yield (
-            "drain, limit, 1 process",
-            drained(folder, count, ["limits.py", database, "drain", "0"]),
-        )
-    for door in ("begin", "begin_background"):
-        run("-c", FILL.format(count=count, door=door))
-        yield f"drain, {door}, 1 process", drained(folder, count, WORKER)
-    run("-c", FILL.format(count=count, door="begin"))
-    yield "drain, begin, 2 processes", drained(folder, count, WORKER, WORKER)
+def takes_part(workload: str, system: System) -> bool:
+    """Tell whether a workload is measured of a system."""
+    if workload in workloads.OURS:
+        return system.kind == "ours" and "BENCH_DOOR" not in system.variables
+    return workload in system.workloads
 
 
-FILL = """
-import django; django.setup()
-from background_task.models import CompletedTask, Task
-from django.db import connection
-from django.tasks import task_backends
-from project.tasks import begin, begin_background
-Task.objects.all().delete(); CompletedTask.objects.all().delete()
-task_backends["default"].enqueue_many([({door}, (1,), {{}}) for _ in range({count})])
-if connection.vendor == "postgresql":
-    connection.cursor().execute("VACUUM ANALYZE background_task, background_task_completedtask")
-"""
+def _leave_out(results: Results, system: System, what: str, error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    results.left_out[f"{system.name} on {system.database}: {what}"] = reason
+    print(f"left out: {system.name} on {system.database}: {what}: {reason}", flush=True)
 
-
-def enqueue(database: str, folder: Path, count: int) -> Iterator[tuple[str, float]]:
-    for line in run("-c", ENQUEUE).splitlines():
-        name, _, value = line.rpartition(" ")
-        yield name, float(value)
-
-
-ENQUEUE = """
-import time, django; django.setup()
-from background_task.models import Task
-from django.db import transaction
-from django.tasks import task_backends
-from django.utils import timezone
-from project.models import Plain
-from project.tasks import begin, begin_background
-def rate(name, act, count=1000):
-    act(0)
-    began = time.perf_counter()
-    for number in range(count): act(number)
-    print(name, count / (time.perf_counter() - began))
-for _ in range(2):
-    rate("enqueue, create() of a plain row", lambda n: Plain.objects.create(
-        name="project.tasks.begin", params="[[1], {}]", run_at=timezone.now()), 500)
-    rate("enqueue, begin", lambda n: begin.enqueue(n), 500)
-    rate("enqueue, begin_background", lambda n: begin_background(n), 500)
-calls = [(begin, (n,), {}) for n in range(100_000)]
-began = time.perf_counter()
-with transaction.atomic():
-    task_backends["default"].enqueue_many(calls)
-print("enqueue, 100,000 at once", len(calls) / (time.perf_counter() - began))
-Task.objects.all().delete(); Plain.objects.all().delete()
-"""
-
-
-def pickup(database: str, folder: Path, count: int) -> Iterator[tuple[str, float]]:
-    records = folder / "records"
-    records.unlink(missing_ok=True)
-    with started(records, WORKER):
-        sent = [int(line) for line in run("-c", PICKUP).split()]
-        while records.stat().st_size < 20 * len(sent):
-            time.sleep(0.02)
-    began = [int(line) for line in records.read_text().split()]
-    late = sorted((b - s) / 1e6 for b, s in list(zip(began, sent, strict=True))[5:])
-    yield "pickup, p50, ms", statistics.median(late)
-    yield "pickup, p99, ms", late[int(len(late) * 0.99)]
-
-
-PICKUP = """
-import random, time, django; django.setup()
-from project.tasks import begin
-time.sleep(2)
-for _ in range(205):
-    begin.enqueue(1)
-    print(time.time_ns(), flush=True)
-    time.sleep(random.uniform(0.02, 0.2))
-"""
-
-WORKLOADS: dict[str, Callable[[str, Path, int], Iterator[tuple[str, float]]]] = {
-    "enqueue": enqueue,
-    "drain": drain,
-    "pickup": pickup,
-}
 
 if __name__ == "__main__":
+    os.environ.pop("DJANGO_SETTINGS_MODULE", None)
     main()

@@ -1,22 +1,15 @@
-"""The yardstick: a loop by hand, in batches of 500, on tables with nothing but what it needs.
+"""The limit: a loop by hand, in batches of 500, on tables with nothing but what it needs.
 
-Run as a process of its own, like a worker: ``python limits.py postgresql|sqlite fill|drain COUNT``.
 It claims by one statement, runs each task as a plain call, and moves the batch to a history table
 by one statement. Nothing can be had for less in Python: no signals, no results, no retries.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-import sys
-from collections.abc import Callable
-from typing import Any
+import databases
+from program import Program
 
-import django
-from django.conf import settings
-
-BATCH = 500
+from yardsticks import loop
 
 POSTGRESQL_TABLES = """
     DROP TABLE IF EXISTS limit_job, limit_done;
@@ -43,8 +36,6 @@ POSTGRESQL_FINISH = """
     SELECT id, name, params, worker, claimed_at, now() FROM done
 """
 SQLITE_TABLES = """
-    PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = NORMAL;
     DROP TABLE IF EXISTS limit_job;
     DROP TABLE IF EXISTS limit_done;
     CREATE TABLE limit_job (
@@ -62,39 +53,36 @@ SQLITE_CLAIM = """
         SELECT id FROM limit_job WHERE state = 0 ORDER BY priority DESC, id LIMIT ?
     ) RETURNING id, name, params
 """
+SQLITE_FINISH = """
+    INSERT INTO limit_done SELECT id, name, params, worker, datetime('now') FROM limit_job
+"""
 
 
-def postgresql(act: str, count: int) -> None:
-    import psycopg
+class PostgreSQL(Program):
+    """The loop with psycopg."""
 
-    database = settings.DATABASES["default"]
-    with psycopg.connect(
-        dbname=database["NAME"],
-        user=database["USER"],
-        password=database["PASSWORD"] or None,
-        host=database["HOST"],
-        port=database["PORT"] or None,
-        autocommit=True,
-    ) as connection:
-        if act == "fill":
+    def enqueue_many(self, count: int) -> None:
+        with loop.postgresql() as connection:
             connection.execute(POSTGRESQL_TABLES)
             connection.execute(
                 "INSERT INTO limit_job (name, params) "
                 "SELECT 'record', '[[1], {}]' FROM generate_series(1, %s)",
                 [count],
             )
-            connection.execute("VACUUM ANALYZE limit_job")
-            return
-        drain(
-            lambda: connection.execute(POSTGRESQL_CLAIM, [BATCH], prepare=True).fetchall(),
-            lambda ids: connection.execute(POSTGRESQL_FINISH, [ids], prepare=True),
-        )
+
+    def work(self) -> None:
+        with loop.postgresql() as connection:
+            loop.drain(
+                lambda: connection.execute(POSTGRESQL_CLAIM, [loop.BATCH], prepare=True).fetchall(),
+                lambda keys: connection.execute(POSTGRESQL_FINISH, [keys], prepare=True),
+            )
 
 
-def sqlite(act: str, count: int) -> None:
-    connection = sqlite3.connect(settings.DATABASES["default"]["NAME"], isolation_level=None)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if act == "fill":
+class SQLite(Program):
+    """The loop with sqlite3."""
+
+    def enqueue_many(self, count: int) -> None:
+        connection = loop.sqlite()
         connection.executescript(SQLITE_TABLES)
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(
@@ -102,32 +90,13 @@ def sqlite(act: str, count: int) -> None:
             [("record", "[[1], {}]")] * count,
         )
         connection.execute("COMMIT")
-        return
 
-    def finish(ids: list[int]) -> None:
-        some = ",".join(map(str, ids))
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(
-            "INSERT INTO limit_done SELECT id, name, params, worker, datetime('now') "
-            f"FROM limit_job WHERE id IN ({some})"
+    def work(self) -> None:
+        connection = loop.sqlite()
+        loop.drain(
+            lambda: connection.execute(SQLITE_CLAIM, [loop.BATCH]).fetchall(),
+            lambda keys: loop.move(connection, SQLITE_FINISH, "limit_job", keys),
         )
-        connection.execute(f"DELETE FROM limit_job WHERE id IN ({some})")
-        connection.execute("COMMIT")
-
-    drain(lambda: connection.execute(SQLITE_CLAIM, [BATCH]).fetchall(), finish)
 
 
-def drain(claim: Callable[[], list[Any]], finish: Callable[[list[int]], Any]) -> None:
-    from project.tasks import record
-
-    functions = {"record": record}
-    while rows := claim():
-        for _, name, params in rows:
-            args, kwargs = json.loads(params) if isinstance(params, str) else params
-            functions[name](*args, **kwargs)
-        finish([row[0] for row in rows])
-
-
-if __name__ == "__main__":
-    django.setup()
-    {"postgresql": postgresql, "sqlite": sqlite}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+program = PostgreSQL if databases.vendor() == "postgresql" else SQLite
