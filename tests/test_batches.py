@@ -18,6 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from project.models import Follower
 
+from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.models.rows import this_worker
 from background_task.records import Claim, Ended, Mark, Wanted
@@ -25,6 +26,8 @@ from background_task.signals import task_successful
 from background_task.states import State
 from background_task.storage import acknowledge, claim, finish, leases, readiness
 from background_task.storage.engine import Engine
+from background_task.worker import taking
+from background_task.worker.batch import Batch
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -450,3 +453,25 @@ def test_a_million_future_rows_would_not_be_looked_at() -> None:
         plan = str(cursor.fetchall())
     assert "background_task_ready" in plan
     assert not any(word in plan for word in ("TEMP B-TREE", "Sort", "filesort"))
+
+
+def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a_batch(
+    engine: Engine,
+) -> None:
+    rows(2)
+    batch = Batch(engine, mark(engine), ME, is_held=False)
+    runs.keep("default", batch.kept)
+    runs.doubt("default")
+    threads = [
+        threading.Thread(target=taking.take, args=[engine, lambda: None, None], daemon=True),
+        threading.Thread(target=batch.record, daemon=True),
+    ]
+    with engine.lock:
+        for thread in threads:
+            thread.start()
+            thread.join(0.1)
+    for thread in threads:
+        thread.join(20)
+    runs.drop(batch.kept)
+    assert [thread.is_alive() for thread in threads] == [False, False]
+    assert Task.objects.filter(locked_by=None).count() == 2

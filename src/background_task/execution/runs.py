@@ -137,11 +137,20 @@ class Runs:
         """Say that this process may have locked rows which it does not run: an answer was lost."""
         self._in_doubt.add(using)
 
-    def settle_doubts(self, engine: Engine) -> None:
-        """Unlock the rows that this process has locked and does not run."""
-        if engine.using in self._in_doubt:
+    def is_in_doubt(self, using: str) -> bool:
+        """Tell whether :meth:`doubt` was called."""
+        return using in self._in_doubt
+
+    def settle_doubts(self, engine: Engine, known: set[int]) -> None:
+        """Unlock the rows that this process has locked and does not run.
+
+        Args:
+            engine: where.
+            known: what :meth:`keys` has returned, since when nothing was taken.
+        """
+        if self.is_in_doubt(engine.using):
             with engine.transaction():
-                leases.release_forgotten(engine, this_worker(), self.keys(engine.using))
+                leases.release_forgotten(engine, this_worker(), known)
             self._in_doubt.discard(engine.using)
 
     def hand_back(self, only: Sequence[Run] | None = None) -> None:

@@ -467,8 +467,12 @@ def _page_size() -> int:
 
 def _settle_doubts(using: str) -> None:
     engine = Engine.on(using)
+
+    def settle() -> None:
+        runs.settle_doubts(engine, runs.keys(using))
+
     try:
-        persevere(engine.connection, "unlock rows", lambda: runs.settle_doubts(engine), HURRIED)
+        persevere(engine.connection, "unlock rows", settle, HURRIED)
     except Exception as error:
         logger.warning("A row may stay locked until another worker frees it: %s", reason(error))
 

@@ -123,10 +123,13 @@ def together(tasks: Tasks, claims: Sequence[Claim]) -> int:
 
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
     """Return ``verb()``, which claims rows and keeps them; when the database is away, otherwise."""
-    with _lock, engine.lock:
-        return hooks.unless_unreachable(
-            engine.connection, lambda: _without_doubt(engine, verb), otherwise
-        )
+    with _lock:
+        # Before the engine is locked: who records a batch locks that first, and then the engine.
+        known = runs.keys(engine.using) if runs.is_in_doubt(engine.using) else None
+        with engine.lock:
+            return hooks.unless_unreachable(
+                engine.connection, lambda: _without_doubt(engine, known, verb), otherwise
+            )
 
 
 def close() -> None:
@@ -134,8 +137,9 @@ def close() -> None:
     _lock.acquire(timeout=LONGEST_CLAIM)
 
 
-def _without_doubt(engine: Engine, verb: Callable[[], Taken]) -> Taken:
-    runs.settle_doubts(engine)
+def _without_doubt(engine: Engine, known: set[int] | None, verb: Callable[[], Taken]) -> Taken:
+    if known is not None:
+        runs.settle_doubts(engine, known)
     try:
         return verb()
     except TRANSIENT:
