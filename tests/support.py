@@ -90,12 +90,14 @@ class Child:
     def __init__(self, *arguments: str, output: Path, **environment: str) -> None:
         self.output = output
         module = environment.pop("TEST_MODULE", "django")
+        folder = environment.pop("TEST_FOLDER", None)
         with output.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 env=child_environment(**environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                cwd=folder,
                 start_new_session=True,
             )
 

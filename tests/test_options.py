@@ -30,7 +30,7 @@ def ran() -> Iterator[list[str]]:
 
 
 def work(**options: Any) -> None:
-    call_command("process_tasks", burst=True, **options)
+    call_command("process_tasks", **{"burst": True, **options})
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def work(**options: Any) -> None:
         ({"queue": "d,b"}, "d b"),
         ({"queue": ["d", "b"]}, "d b"),
         ({"queue": "c,*"}, "c a b d None"),
+        ({"queue": "c,*,a"}, "c b d None a"),
+        ({"queue": ""}, "a b c d None"),
         ({"exclude_queue": "b,c"}, "a d None"),
         ({"queue": "d, *", "exclude_queue": "b"}, "d a c None"),
     ],
@@ -99,6 +101,7 @@ REFUSED = [
     ({"queue": "a,b", "exclude_queue": "b"}, "--queue and --exclude-queue both name 'b'"),
     ({"queue": "a", "exclude_queue": "b"}, "nothing for --exclude-queue to leave out"),
     ({"exclude_queue": "*"}, "--exclude-queue is '*', so nothing would be taken"),
+    ({"burst": "no"}, "--burst must be True or False, not str ('no')"),
     ({"worker_name": ""}, "--worker-name is ''"),
     ({"database": "defautl"}, "--database is 'defautl'; the databases are default"),
     ({"backend": "retryin"}, "--backend is 'retryin'; TASKS has default, retrying"),

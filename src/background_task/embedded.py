@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -78,11 +79,34 @@ def with_worker(application: Application, *, every_process: bool = False) -> App
         if scope["type"] != "lifespan":
             await application(scope, receive, send)
             return
-        while (await receive())["type"] == "lifespan.startup":
-            start(every_process=every_process)
-            await send({"type": "lifespan.startup.complete"})
-        await sync_to_async(stop, thread_sensitive=False)()
-        await send({"type": "lifespan.shutdown.complete"})
+        heard: list[str] = []
+        said: list[str] = []
+
+        async def hear() -> Any:
+            message = await receive()
+            heard.append(message["type"])
+            return message
+
+        async def say(message: Any) -> None:
+            said.append(message["type"])
+            if message["type"] == "lifespan.startup.complete":
+                start(every_process=every_process)
+            elif message["type"].startswith("lifespan.shutdown."):
+                await sync_to_async(stop, thread_sensitive=False)()
+            await send(message)
+
+        try:
+            await application(scope, hear, say)
+        except Exception:
+            if said:
+                raise
+        if said:
+            return
+        # It knows no lifespan, as Django does not, and may say so by raising.
+        for step in ("lifespan.startup", "lifespan.shutdown"):
+            if step not in heard:
+                await receive()
+            await say({"type": f"{step}.complete"})
 
     return wrapped
 
@@ -93,6 +117,10 @@ def start_beside_runserver() -> None:
         return
     if os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" or "--noreload" in sys.argv:
         start()
+    elif threading.current_thread() is threading.main_thread():
+        # This process only watches the other one. Ctrl-C reaches that too, which finishes its task;
+        # an interrupted parent would kill it.
+        signal.signal(signal.SIGINT, lambda signum, frame: None)
 
 
 class _Embedded:

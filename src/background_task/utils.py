@@ -59,6 +59,7 @@ class SignalManager:
         self._on_force = on_force
         self._interrupt: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
         self._outer = SignalManager._active
         self._open_wake()
         if threading.current_thread() is threading.main_thread():
@@ -78,15 +79,26 @@ class SignalManager:
         if sys.platform != "win32":
             handlers |= {"SIGUSR1": self.speed_up, "SIGUSR2": self.slow_down}
             handlers["SIGURG"] = self._handle_urgent
-        for name, handler in handlers.items():
-            number = getattr(signal, name)
+        self._handlers = {getattr(signal, name): handler for name, handler in handlers.items()}
+        for number, handler in self._handlers.items():
             self._previous[number] = signal.signal(number, handler)
+
+    def keep(self) -> None:
+        """Make sure that the handlers are in place, in the thread that has installed them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        if self._handlers and hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
 
     def restore(self) -> None:
         """Put back the handlers that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
+        self._handlers.clear()
         if SignalManager._active is self:
             SignalManager._active = self._outer
         for end in (self._wake_read, self._wake_write):
@@ -95,6 +107,7 @@ class SignalManager:
 
     def ignore(self) -> None:
         """Ignore from now on what was handled; the interpreter would restore the defaults."""
+        self._handlers.clear()
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
 

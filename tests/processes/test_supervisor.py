@@ -120,6 +120,58 @@ def test_a_second_signal_hands_back_what_runs(supervisor: Callable[..., Child]) 
     assert (row.locked_by, row.attempts, row.losses) == (None, 0, None)
 
 
+@pytest.mark.parametrize("how", ["ignores", "blocks"])
+def test_a_second_signal_ends_processes_that_hear_none(
+    supervisor: Callable[..., Child], how: str
+) -> None:
+    for number in range(2):
+        enqueue("be_deaf", str(number), how)
+    child = supervisor()
+    wait_until(lambda: noted("0 begins")() and noted("1 begins")())
+    running = numbers()
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when" in child.text())
+    child.send(signal.SIGINT)
+    assert child.wait() == 128 + signal.SIGINT
+    wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in running))
+
+
+def test_what_a_process_ran_that_is_killed_while_all_stop_is_freed(
+    supervisor: Callable[..., Child],
+) -> None:
+    for number in range(2):
+        enqueue("slow", str(number), 60)
+    child = supervisor()
+    wait_until(lambda: noted("0 begins")() and noted("1 begins")())
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when" in child.text())
+    for each in numbers():
+        os.kill(each, signal.SIGKILL)
+    assert child.wait() == 0
+    assert "was ended by SIGKILL" in child.text()
+    assert list(Task.objects.values_list("locked_by", "losses")) == [(None, 1)] * 2
+
+
+def test_a_process_that_cannot_be_replaced_is_tried_again_and_the_others_go_on(
+    supervisor: Callable[..., Child], tmp_path: Path
+) -> None:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    enqueue("slow", "first", 60)
+    child = supervisor(TEST_FOLDER=str(folder))
+    wait_until(noted("first begins"))
+    wait_until(all_are_there)
+    folder.rmdir()
+    os.kill(numbers()[0], signal.SIGKILL)
+    wait_until(lambda: "cannot be started, trying again" in child.text())
+    enqueue("slow", "second", 1)
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when" in child.text())
+    child.send(signal.SIGTERM)
+    assert child.wait() == 128 + signal.SIGTERM
+    assert "Traceback" not in child.text()
+
+
 def test_the_end_of_patience_is_a_second_signal(supervisor: Callable[..., Child]) -> None:
     enqueue("slow", "long", 60)
     child = supervisor("--shutdown-timeout", "0.5")

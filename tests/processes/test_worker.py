@@ -85,6 +85,34 @@ def test_a_second_signal_cancels_an_async_task_and_hands_it_back(
     assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
 
 
+@pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=" ".join)
+@pytest.mark.parametrize("how", ["ignores", "blocks", "asyncio"])
+def test_signals_that_a_task_has_taken_are_taken_back(
+    worker: Callable[..., Child], how: str, options: list[str]
+) -> None:
+    for _ in range(6):
+        enqueue("take_signals", how)
+    child = worker(*options)
+    wait_until(lambda: CompletedTask.objects.count() == 6)
+    enqueue("slow", "last", 1.0)
+    wait_until(noted("last begins"))
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0
+    assert noted("last ends")()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Bogota"])
+def test_the_zone_of_a_database_moves_nothing(
+    command: Callable[..., Child], worker: Callable[..., Child], zone: str
+) -> None:
+    storing = "from project.tasks import note; note('now'); note('later', schedule=3600)"
+    assert command("shell", "-v0", "-c", storing, TEST_ZONE=zone).wait() == 0
+    worker(TEST_ZONE=zone)
+    wait_until(noted("now"))
+    wait_until(CompletedTask.objects.exists)
+    assert Task.objects.count() == 1
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_a_task_longer_than_the_lease_runs_once_however_many_workers_there_are(
     worker: Callable[..., Child], threads: bool

@@ -48,6 +48,9 @@ elif VENDOR == "mysql":
 else:
     raise ValueError(f"TEST_DATABASE is {VENDOR!r}; it must be sqlite, postgresql or mysql.")
 
+if "TEST_ZONE" in os.environ:
+    DATABASE["TIME_ZONE"] = os.environ["TEST_ZONE"]
+
 DATABASES: dict[str, dict[str, object]] = {"default": DATABASE}
 if "TEST_NAME" in os.environ:
     # Child processes of a test work on its test database.

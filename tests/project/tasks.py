@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,6 +63,35 @@ def saving_its_row(seconds):
     time.sleep(seconds)
     row.verbose_name = "half way"
     row.save()
+
+
+def _take_signals(how):
+    if how == "ignores":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif how == "blocks":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    else:
+
+        async def use():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, loop.stop)
+            loop.remove_signal_handler(signal.SIGTERM)
+
+        asyncio.run(use())
+
+
+@background
+def take_signals(how):
+    """Leave the handlers of signals as nobody wants them."""
+    _take_signals(how)
+
+
+@background
+def be_deaf(text, how):
+    """Hear no signals, for long."""
+    _take_signals(how)
+    Note.objects.create(text=f"{text} begins")
+    time.sleep(60)
 
 
 @background

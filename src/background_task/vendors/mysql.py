@@ -65,12 +65,15 @@ class MySQL(Vendor):
         return value if settings.USE_TZ else timezone.make_naive(value)
 
     def clock(self, connection: BaseDatabaseWrapper) -> str:
-        """The same; without ``USE_TZ`` the columns hold the project's local time."""
-        if settings.USE_TZ:
-            return "utc_timestamp(6)"
-        offset = datetime.now(timezone.get_default_timezone()).utcoffset() or timedelta()
+        """The same in the zone of the columns.
+
+        That is the one which the entry of the database names, UTC by default; without ``USE_TZ`` it
+        is the project's.
+        """
+        zone = connection.timezone or timezone.get_default_timezone()
+        offset = datetime.now(zone).utcoffset() or timedelta()
         seconds = round(offset.total_seconds())
-        return f"(utc_timestamp(6) + INTERVAL {seconds} SECOND)"
+        return f"(utc_timestamp(6) + INTERVAL {seconds} SECOND)" if seconds else "utc_timestamp(6)"
 
     def given(
         self, connection: BaseDatabaseWrapper, runs: Iterable[GivenRun]

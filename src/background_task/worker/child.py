@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 STOP, FORCE, FAST, SLOW = "stop", "force", "fast", "slow"
 # The exit codes that it knows, beside that of a process which wants to be replaced.
 DONE, CANNOT_START = 0, 1
+# How long a signal may take to be heard, in seconds.
+PATIENCE = 1.0
 
 
 def main(orders: Connection, options: Options, supervisor: str, log_std: bool) -> None:
@@ -92,7 +94,9 @@ class ChildSignals(SignalManager):
         super()._install()
         for name in ("SIGINT", "SIGTSTP", "SIGBREAK"):
             if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+                number = getattr(signal, name)
+                self._handlers[number] = signal.SIG_IGN
+                signal.signal(number, signal.SIG_IGN)
 
     def exit_gracefully(self, signum: int | None, frame: FrameType | None) -> None:
         """Ask for a stop; again only when the supervisor has said so."""
@@ -118,8 +122,17 @@ def _obey(orders: Connection, signals: ChildSignals) -> None:
 
 
 def _stop(signals: ChildSignals, *, by_force: bool) -> None:
+    from background_task.worker.shutdown import hand_back
+
     signals.may_force = by_force
+    until = time.monotonic() + PATIENCE
     # Through a signal: nothing else reaches a task that runs in the main thread.
     while not (signals.force_now if by_force else signals.kill_now):
-        signal_main_thread(signal.SIGTERM)
-        time.sleep(0.05)
+        if time.monotonic() < until:
+            signal_main_thread(signal.SIGTERM)
+            time.sleep(0.05)
+        elif by_force:  # a task has seen to it that signals are not heard
+            hand_back()
+            leave(exit_code(signal.SIGTERM))
+        else:
+            signals.exit_gracefully(signal.SIGTERM, None)

@@ -5,6 +5,7 @@ Parsed once, checked, and from then on a value.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -18,6 +19,8 @@ from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies.arguments import LONGEST_NAME, did_you_mean
 from background_task.records import Wanted
 from background_task.settings import app_settings
+
+logger = logging.getLogger("background_task.tasks")
 
 # Of the setting, whose keys are those of the command line in upper case.
 SETTING = "BACKGROUND_TASK_WORKER"
@@ -46,10 +49,12 @@ class Queues:
 
     def steps(self, names: Collection[str], backend: str | None) -> list[Wanted]:
         """Return what to take, the most urgent queues first."""
-        order = self.order or (EVERY,)
+        named = tuple(each for each in self.order if each != EVERY)
         return [
-            Wanted(names, () if each == EVERY else (each,), self.excluded, backend)
-            for each in order
+            Wanted(names, (), (*self.excluded, *named), backend)
+            if each == EVERY
+            else Wanted(names, (each,), (), backend)
+            for each in self.order or (EVERY,)
         ]
 
     def all(self, names: Collection[str], backend: str | None) -> Wanted:
@@ -101,7 +106,12 @@ class Options:
         )
         for name in ("database", "backend", "worker_name"):
             known[name] = _text(name, told.get(name))
-        known["burst"] = bool(told.get("burst", False))
+        known["burst"] = told.get("burst", False)
+        if not isinstance(known["burst"], bool):
+            raise ArgumentTypeError(
+                f"--burst must be True or False, not {type(known['burst']).__name__} "
+                f"({known['burst']!r:.80})."
+            )
         options = cls(**known)
         options._check()
         return options._with_database()
@@ -236,6 +246,8 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise ArgumentTypeError(f"{_option(name)} must name queues, not {value!r:.80}.")
     names = [each.strip() for each in value]
+    if not any(names):  # as with the predecessor; but it may be a variable that nobody has set
+        logger.warning("%s names no queue, so it says nothing", _option(name))
     for each in names:
         if len(each) > LONGEST_NAME:
             raise ArgumentValueError(

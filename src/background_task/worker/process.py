@@ -54,10 +54,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("background_task.tasks")
 
-# The intervals are in seconds: how long nobody need tell the main thread to look, how often the
-# memory is weighed, how often an end is looked for, and how long the first beat may take.
+# The intervals are in seconds: how long nobody need tell the main thread to look, how often an end
+# is looked for, and how long the first beat may take.
 LONGEST_PAUSE = 60.0
-BETWEEN_WEIGHINGS = 1.0
 BETWEEN_LOOKS = 0.1
 FIRST_BEAT = 1.0
 # What is taken and has not begun is given back within some tenths of a second.
@@ -97,7 +96,6 @@ class Process:
         self._replace = replace
         self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
         self._budget = Budget(options.max_tasks)
-        self._next_weighing = 0.0
         self._next_claim = 0.0
         self._using = ""
         self._functions: Functions | None = None
@@ -290,6 +288,7 @@ class Process:
         duties = Duties(self._tasks)
         is_ready = False
         while not self._is_enough():
+            self._keep_signals()
             if self._heart is not None and not self._heart.wait_until_registered(FIRST_BEAT):
                 continue  # what it takes could not be rescued
             if not is_ready:
@@ -309,6 +308,10 @@ class Process:
         self._drain()
         logger.info("Stopped; no task was left running")
 
+    def _keep_signals(self) -> None:
+        """Take signals back that a task has taken; asyncio leaves them at their defaults."""
+        getattr(self._signals, "keep", _nothing)()
+
     def _say_ready(self) -> None:
         self._on_ready()
         self._service.is_ready(f"Taking tasks of the queues {self._options.queues}")
@@ -325,11 +328,10 @@ class Process:
         )
 
     def _is_too_heavy(self) -> bool:
-        limit, now = self._options.max_memory, time.monotonic()
+        limit = self._options.max_memory
         # Not before a task has run: what a process weighs at its start, the next would weigh too.
-        if limit is None or now < self._next_weighing or not self._budget.is_touched:
+        if limit is None or not self._budget.is_touched:
             return False
-        self._next_weighing = now + BETWEEN_WEIGHINGS
         weight = memory()
         if weight > limit:
             logger.info("This process uses %.0f MiB, and %.0f are the limit", weight, limit)

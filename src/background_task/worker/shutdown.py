@@ -21,6 +21,8 @@ MOST_FILES = 65_536
 
 # How long a forced stop waits for what runs to give way, and again for the database, in seconds.
 GRACE = 2.0
+# So long the interpreter may take to let another thread go on, in seconds.
+SWITCH = 0.02
 
 
 def leave_soon(signals: SignalManager) -> None:
@@ -63,6 +65,9 @@ def start_anew(more: Sequence[str]) -> NoReturn:
         # The caller's thread may hold signals off, which the new program would inherit.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         os.closerange(3, MOST_FILES)
+        time.sleep(SWITCH)  # lets the main thread note a signal that has just come
+        if SignalManager.is_stopping():
+            leave(0)
         with suppress(OSError):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])  # noqa: S606
     leave(REPLACE)

@@ -20,7 +20,15 @@ from background_task.models.rows import this_worker
 from background_task.storage import workers
 from background_task.storage.engine import Engine
 from background_task.storage.transient import TRANSIENT, reason
-from background_task.utils import STOPPING, TTW_FAST, ForcedStop, say
+from background_task.utils import (
+    STOPPING,
+    TTW_FAST,
+    ForcedStop,
+    exit_code,
+    hold_off_signals,
+    leave,
+    say,
+)
 from background_task.worker import child, taking
 from background_task.worker.heart import Heart
 from background_task.worker.options import Options
@@ -36,11 +44,12 @@ logger = logging.getLogger("background_task.tasks")
 # New interpreters: a fork would share connections, and locks that threads hold.
 _spawning = multiprocessing.get_context("spawn")
 
-# The intervals are in seconds: how long nobody need look, how soon a rescue is tried again, how
-# long a process has to live so that its end is no sign of trouble, and the pauses before it is
-# replaced otherwise.
+# The intervals are in seconds: how long nobody need look, how soon a rescue is tried again and for
+# how long at the end, how long a process has to live so that its end is no sign of trouble, and the
+# pauses before it is replaced otherwise.
 LONGEST_PAUSE = 1.0
 BETWEEN_RESCUES = 0.05
+LAST_RESCUES = 3.0
 AFTER_A_FAILURE = 1.0
 SHORT_LIFE = 5.0
 SHORTEST_DELAY, LONGEST_DELAY = 0.1, 10.0
@@ -76,17 +85,28 @@ class Seat:
         return self._process is not None
 
     def start(self) -> None:
-        """Start a process."""
-        self._orders, theirs = _spawning.Pipe()
+        """Start a process.
+
+        Raises:
+            OSError: there is no room for one, or the folder we are in has gone.
+        """
+        orders, theirs = _spawning.Pipe()
         self.worker_id = None
         self._began = time.monotonic()
-        self._process = _spawning.Process(
+        process = _spawning.Process(
             target=child.main,
             args=(theirs, self._options, this_worker(), self._log_std),
             name=f"worker {self.number}",
         )
-        self._process.start()
-        theirs.close()
+        try:
+            process.start()
+        except OSError:
+            orders.close()
+            self._failures += 1
+            raise
+        finally:
+            theirs.close()
+        self._process, self._orders = process, orders
         logger.info("Started process %d (number %s)", self.number, self._process.pid)
 
     def files(self) -> list[Any]:
@@ -126,7 +146,7 @@ class Seat:
 
     def kill(self) -> None:
         """End the process, whatever it does."""
-        if self.is_taken:
+        with suppress(OSError, ValueError, AttributeError):  # it has ended, or is being freed
             self._process.kill()
 
 
@@ -167,6 +187,7 @@ class Supervisor:
         self._next_rescue = 0.0
         self._force_at: float | None = None
         self._kill_at: float | None = None
+        self._give_up_at: float | None = None
         self._is_stopping = self._is_forcing = self._is_ready = False
         self._pace = TTW_FAST
         self._has_failed = False
@@ -259,7 +280,11 @@ class Supervisor:
         seat.worker_id = None
         if code == child.DONE and self._options.burst:
             seat.is_done = True
-        elif code not in (child.DONE, REPLACE) and not self._is_stopping:
+        elif code in (child.DONE, REPLACE) or self._is_forcing:
+            return
+        elif self._is_stopping:
+            logger.error("Process %d was ended by %s", seat.number, _cause(code))
+        else:
             pause = seat.delay()
             logger.error(
                 "Process %d was ended by %s; another starts in %.1f s",
@@ -290,15 +315,25 @@ class Supervisor:
     def _is_over(self) -> bool:
         if any(seat.is_taken for seat in self._seats):
             return False
-        # What a heart misses at the end, those of other workers will notice.
-        return self._is_stopping or all(seat.is_done for seat in self._seats)
+        if not (self._is_stopping or all(seat.is_done for seat in self._seats)):
+            return False
+        # What is missed in the end, the hearts of other workers will notice.
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + LAST_RESCUES
+        return not self._lost or time.monotonic() >= self._give_up_at
 
     def _fill_seats(self) -> None:
         if self._is_stopping:
             return
         for seat in self._seats:
             if not (seat.is_taken or seat.is_done) and time.monotonic() >= seat.not_before:
-                seat.start()
+                try:
+                    seat.start()
+                except OSError as error:
+                    pause = seat.delay()
+                    text = "Process %d cannot be started, trying again in %.1f s: %s"
+                    logger.error(text, seat.number, pause, error)
+                    continue
                 if self._pace is not TTW_FAST:
                     seat.tell(child.SLOW)
 
@@ -321,6 +356,13 @@ class Supervisor:
     def _kill_all(self) -> None:
         for seat in self._seats:
             seat.kill()
+
+    def leave_soon(self) -> None:
+        """End all processes, and this one, soon after a second signal, if it has not ended yet."""
+        hold_off_signals()
+        time.sleep(LONGEST_END + GRACE)
+        self._kill_all()
+        leave(exit_code(self._signals.signum))
 
 
 def _cause(code: int) -> str:

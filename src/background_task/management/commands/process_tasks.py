@@ -186,8 +186,8 @@ class Command(BaseCommand):
                 "type": float,
                 "default": None,
                 "metavar": "MIB",
-                "help": "Stop after the task during which the process has come to use more memory "
-                "than that, in MiB; with --processes, it is replaced then",
+                "help": "Stop when the process uses more memory than that after a task, or after "
+                "some short ones, in MiB; with --processes, it is replaced then",
             },
         ),
         (
@@ -232,6 +232,7 @@ class Command(BaseCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sig_manager: Any = None
+        self._worker: Process | Supervisor | None = None
         self._tasks = tasks
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -275,7 +276,10 @@ class Command(BaseCommand):
                 self.sig_manager.restore()
 
     def _on_force(self) -> None:
-        leave_soon(self.sig_manager)
+        if isinstance(self._worker, Supervisor):
+            self._worker.leave_soon()
+        else:
+            leave_soon(self.sig_manager)
 
     def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
@@ -326,6 +330,7 @@ class Command(BaseCommand):
             )
         else:
             worker = Process(self._tasks, options, self.sig_manager)
+        self._worker = worker
         try:
             worker.run()
         except ForcedStop:
