@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -42,9 +43,32 @@ def test_runserver_runs_tasks_when_the_setting_says_so(
     # The process that serves, and not the one that restarts it.
     assert (number() == child.process.pid) is not reloads
     wait_until(lambda: "Quit the server" in child.text())
+    enqueue("slow", "long", 1)
+    wait_until(noted("long begins"))
     os.killpg(child.process.pid, signal.SIGINT)
     assert child.wait() == 0, child.text()
+    wait_until(noted("long ends"))
     wait_until(lambda: not Worker.objects.exists())
+    assert not Task.objects.exists()
+
+
+def test_the_events_of_the_servers_life_go_on_to_the_application(
+    command: Callable[..., Child], port: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("uvicorn")
+    journal = tmp_path / "journal"
+    child = command(
+        *("project.asgi:mounted", "--port", port, "--lifespan", "on"),
+        TEST_MODULE="uvicorn",
+        TEST_JOURNAL=str(journal),
+    )
+    enqueue("note", "embedded")
+    wait_until(noted("embedded"))
+    assert journal.read_text().split() == ["startup"]
+    child.send(signal.SIGTERM)
+    child.wait()
+    assert journal.read_text().split() == ["startup", "shutdown"]
+    assert not Worker.objects.exists()
 
 
 def test_runserver_alone_runs_nothing(command: Callable[..., Child], port: str) -> None:
