@@ -76,10 +76,10 @@ def outlast(connection: BaseDatabaseWrapper, act: str, verb: Callable[[], Result
             if connection.in_atomic_block or not _is_away(connection):
                 raise
             logger.warning("Waiting for the database to %s: %s", act, reason(error))
-            while not SignalManager.is_stopping() and _is_away(connection):
+            while _is_away(connection):
+                if SignalManager.is_stopping():
+                    raise
                 time.sleep(BETWEEN_PROBES * random.uniform(0.5, 1))  # noqa: S311 - jitter
-            if SignalManager.is_stopping() and _is_away(connection):
-                raise
 
 
 def _is_away(connection: BaseDatabaseWrapper) -> bool:
