@@ -11,13 +11,15 @@ import shutil
 import socket
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections
 from support import wait_until
+
+from background_task.models import CompletedTask
 
 # The alias by which a test looks into such a server.
 ALIAS = "own"
@@ -281,3 +283,8 @@ def answers(path: Path) -> bool:
         client.connect(str(path))
         return True
     return False
+
+
+def are_done(count: int) -> Callable[[], bool]:
+    """Return what tells whether so many tasks have ended on such a server, for ``wait_until``."""
+    return lambda: CompletedTask.objects.using(ALIAS).count() == count

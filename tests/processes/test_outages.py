@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import ALIAS, Server
+from servers import ALIAS, Server, are_done
 from support import Child, wait_until
 
 from background_task.models import CompletedTask, Task
@@ -22,10 +22,6 @@ pytestmark = pytest.mark.xdist_group("outages")  # they share a server
 def begun(tmp_path: Path) -> Counter[str]:
     journal = tmp_path / "journal"
     return Counter(journal.read_text().split()) if journal.exists() else Counter()
-
-
-def are_done(count: int) -> Callable[[], bool]:
-    return lambda: CompletedTask.objects.using(ALIAS).count() == count
 
 
 def assert_all_succeeded(count: int) -> None:

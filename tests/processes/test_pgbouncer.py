@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 from project.settings import TMP
-from servers import ALIAS, PgBouncer, PostgreSQL, Server
+from servers import ALIAS, PgBouncer, PostgreSQL, Server, are_done
 from support import Child, wait_until
 
 from background_task.models import CompletedTask, Task, Worker
@@ -41,10 +41,6 @@ def assert_no_session_keeps_a_lock() -> None:
     with connections[ALIAS].cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
         assert cursor.fetchone() == (0,)
-
-
-def are_done(count: int) -> Callable[[], bool]:
-    return lambda: CompletedTask.objects.using(ALIAS).count() == count
 
 
 def test_tasks_of_every_kind_run_once(behind: Callable[..., Child], tmp_path: Path) -> None:
