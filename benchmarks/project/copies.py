@@ -38,7 +38,6 @@ class Dialect(NamedTuple):
     """
 
     identity: str
-    hash: str
     moment: str
 
 
@@ -46,19 +45,16 @@ DIALECTS = {
     "postgresql": Dialect(
         "(lpad(to_hex({milliseconds} + n), 12, '0') || '7' || substr(md5(random()::text), 1, 3)"
         " || '8' || substr(md5(random()::text), 1, 15))::uuid",
-        "substr(md5(n::text) || md5(random()::text), 1, 40)",
         "now() + interval '1 second' * ({seconds} + n * 0.001)",
     ),
     "sqlite": Dialect(
         "printf('%012x', {milliseconds} + n) || '7' || substr(hex(randomblob(2)), 1, 3)"
         " || '8' || substr(lower(hex(randomblob(8))), 1, 15)",
-        "lower(hex(randomblob(20)))",
         "strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds} + n * 0.001) || ' seconds')",
     ),
     "mysql": Dialect(
         "CONCAT(LPAD(LOWER(HEX({milliseconds} + n)), 12, '0'), '7', SUBSTR(MD5(RAND()), 1, 3),"
         " '8', SUBSTR(MD5(RAND()), 1, 15))",
-        "SHA1(CONCAT(n, RAND()))",
         "UTC_TIMESTAMP(6) + INTERVAL ({seconds} * 1000000 + n * 1000) MICROSECOND",
     ),
 }
@@ -113,7 +109,6 @@ def _copy(
     values = {
         **values,
         "result_id": dialect.identity.format(milliseconds=milliseconds),
-        "task_hash": dialect.hash,
         **dict.fromkeys(times, dialect.moment.format(seconds=seconds)),
     }
     quote = connection.ops.quote_name

@@ -128,7 +128,8 @@ class TaskAdmin(_RowAdmin):
         """Store what was edited and nothing else: a worker may have locked the row meanwhile."""
         columns = {field.name for field in obj._meta.concrete_fields}
         edited = columns & set(form.changed_data)
-        if not change or edited & {"task_name", "task_params"}:
+        is_found_by_hash = obj.backend is None
+        if not change or (is_found_by_hash and edited & {"task_name", "task_params"}):
             obj.task_hash = arguments.fingerprint(obj.task_name, obj.task_params)
             edited.add("task_hash")
         if not change:

@@ -27,7 +27,6 @@ class NewTask(NamedTuple):
 
     kind: Kind
     task_params: str
-    task_hash: str
     result_id: str
 
 

@@ -330,7 +330,7 @@ class _Door:
         kwargs = normalize_json(kwargs) if kwargs else {}
         params = arguments.serialize(args, kwargs)
         public_id = str(uuid7())
-        new = NewTask(kind, params, arguments.fingerprint(self._name, params), public_id)
+        new = NewTask(kind, params, public_id)
         return new, self._waiting(task, public_id, kind.enqueued_at, args, kwargs)
 
 

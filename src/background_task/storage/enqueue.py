@@ -27,8 +27,8 @@ from background_task.storage.overrides import replaced
 
 # The columns of a call: what calls have in common, what is its own, and what is the same for all.
 _OF_CALLS = (*Kind._fields, *NewTask._fields[1:])
-_OF_ALL = {"repeat": Task.NEVER, "attempts": 0, "last_error": ""}
-_LITERALS = {"repeat": "0", "attempts": "0", "last_error": "''"}
+_OF_ALL = {"task_hash": "", "repeat": Task.NEVER, "attempts": 0, "last_error": ""}
+_LITERALS = {"task_hash": "''", "repeat": "0", "attempts": "0", "last_error": "''"}
 
 
 def is_watched() -> bool:
@@ -68,9 +68,9 @@ def _values(connection: BaseDatabaseWrapper, calls: Iterable[NewTask]) -> Iterat
     is_native = connection.features.has_native_uuid_field
     for kind, some in groupby(calls, attrgetter("kind")):
         shared = _shared(connection, kind)
-        for _, params, fingerprint, public_id in some:
+        for _, params, public_id in some:
             stored_id = public_id if is_native else public_id.replace("-", "")
-            yield (*shared, params, fingerprint, stored_id)
+            yield (*shared, params, stored_id)
 
 
 def _shared(connection: BaseDatabaseWrapper, kind: Kind) -> list[Any]:
@@ -206,7 +206,7 @@ def _read_keys(using: str, rows: Sequence[Task]) -> list[int]:
 
 def as_row(call: NewTask) -> Task:
     """Return a call as an instance, which is not stored."""
-    kind, params, fingerprint, public_id = call
-    row = Task(**kind._asdict(), task_params=params, task_hash=fingerprint)
+    kind, params, public_id = call
+    row = Task(**kind._asdict(), task_params=params)
     row.identify(result_id=UUID(public_id))
     return row

@@ -57,7 +57,6 @@ def _ours(row: Any) -> Task:
     task = Task(
         task_name=arguments.task_name(row.task_path),
         task_params=params,
-        task_hash=arguments.fingerprint(row.task_path, params),
         priority=mirrored(row.priority, ascending=app_settings.is_ascending()),
         run_at=row.run_after if is_deferred else row.enqueued_at,
         queue=row.queue_name,

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from background_task.states import State
 from background_task.storage import leases
@@ -29,12 +29,13 @@ STILL_WITHOUT_LOCK = 30.0
 
 
 class Suspect(NamedTuple):
-    """A worker whose heart has stood still."""
+    """A worker whose heart has stood still for ``silent`` seconds, since ``seen_at``."""
 
     worker_id: str
     lock_key: int | None
     held: str
     silent: float
+    seen_at: Any
 
 
 def lock_key(worker_id: str) -> int:
@@ -102,9 +103,9 @@ def beat(engine: Engine, worker_id: str, others: Sequence[str] = ()) -> Pulse:
         UPDATE background_task_worker SET seen_at = {engine.now}
         WHERE worker_id IN ({", ".join(["%s"] * len(alive))})
     """
-    silent, still = _silence(engine)
+    still = _silence(engine)
     asked = f"""
-        SELECT worker_id, lock_key, held, {silent}, requests FROM background_task_worker
+        SELECT {_suspect(engine)}, requests FROM background_task_worker
         WHERE worker_id = %s OR {still}
     """
     if engine.vendor.can_return_changed:
@@ -116,11 +117,15 @@ def beat(engine: Engine, worker_id: str, others: Sequence[str] = ()) -> Pulse:
     return Pulse(own, [Suspect._make(row[:-1]) for row in rows if row[0] not in alive])
 
 
-def _silence(engine: Engine) -> tuple[str, str]:
-    """Return expressions: how long a heart has stood still, and whether for so long as to judge."""
+def _suspect(engine: Engine) -> str:
+    silent = engine.vendor.seconds_until("seen_at", engine.now)
+    return f"worker_id, lock_key, held, {silent}, seen_at"
+
+
+def _silence(engine: Engine) -> str:
+    """Return the condition that a heart has stood still for so long as to judge."""
     limits = [engine.vendor.before(engine.connection, each) for each in (STILL, STILL_WITHOUT_LOCK)]
-    still = f"seen_at < {limits[0]} AND (lock_key IS NOT NULL OR seen_at < {limits[1]})"
-    return engine.vendor.seconds_until("seen_at", engine.now), f"({still})"
+    return f"(seen_at < {limits[0]} AND (lock_key IS NOT NULL OR seen_at < {limits[1]}))"
 
 
 def take_requests(engine: Engine, worker_id: str, requests: str) -> bool:
@@ -139,16 +144,14 @@ def note_held(engine: Engine, worker_id: str, keys: Iterable[int]) -> None:
 
 def all_but(engine: Engine, worker_id: str) -> list[Suspect]:
     """Return the other workers, whether or not they live."""
-    silent = engine.vendor.seconds_until("seen_at", engine.now)
-    sql = f"SELECT worker_id, lock_key, held, {silent} FROM background_task_worker"
+    sql = f"SELECT {_suspect(engine)} FROM background_task_worker"
     rows = engine.fetch(f"{sql} WHERE worker_id <> %s", [worker_id])
     return [Suspect._make(row) for row in rows]
 
 
 def find(engine: Engine, worker_id: str) -> Suspect | None:
     """Return what is known of a worker; None when it has left, or was rescued from."""
-    silent = engine.vendor.seconds_until("seen_at", engine.now)
-    sql = f"SELECT worker_id, lock_key, held, {silent} FROM background_task_worker"
+    sql = f"SELECT {_suspect(engine)} FROM background_task_worker"
     rows = engine.fetch(f"{sql} WHERE worker_id = %s", [worker_id])
     return Suspect._make(rows[0]) if rows else None
 
@@ -166,7 +169,7 @@ def forgotten(engine: Engine) -> list[str]:
 def free_forgotten(engine: Engine, worker_id: str) -> int:
     """Free what a process ran that has ended and is not registered; return how much it was."""
     with engine.transaction():
-        return _free(engine, Suspect(worker_id, None, "", 0.0))[1]
+        return _free(engine, Suspect(worker_id, None, "", 0.0, None))[1]
 
 
 def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> int | None:
@@ -184,7 +187,7 @@ def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> 
             return None
     try:
         with engine.transaction():
-            if not _is_still_there(engine, suspect):
+            if not _is_still_there(engine, suspect, is_known_dead=is_known_dead):
                 return None
             found, freed = _free(engine, suspect)
             if freed == found:
@@ -195,14 +198,13 @@ def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> 
             lock.release()
 
 
-def _is_still_there(engine: Engine, suspect: Suspect) -> bool:
+def _is_still_there(engine: Engine, suspect: Suspect, *, is_known_dead: bool) -> bool:
     """Lock the row of the worker, unless somebody else rescues from it, or it has beaten since."""
-    still = engine.vendor.before(engine.connection, min(suspect.silent, STILL))
-    sql = f"""
-        SELECT worker_id FROM background_task_worker
-        WHERE worker_id = %s AND seen_at <= {still}{engine.vendor.lock}{engine.vendor.skip}
-    """
-    return bool(engine.fetch(sql, [suspect.worker_id]))
+    sql = "SELECT seen_at FROM background_task_worker WHERE worker_id = %s"
+    sql += engine.vendor.lock + engine.vendor.skip
+    # Not by how long it was silent: databases differ in what they make of fractions of a second.
+    found = [seen_at for (seen_at,) in engine.fetch(sql, [suspect.worker_id])]
+    return bool(found) and (is_known_dead or found == [suspect.seen_at])
 
 
 def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:

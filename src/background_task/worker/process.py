@@ -410,7 +410,11 @@ class Process:
     def _is_done(self) -> bool:
         """Tell whether nothing runs and nothing is due."""
         others = (self._threads, self._coroutines)
-        if any(each is not None and each.is_busy for each in others):
+
+        def is_busy() -> bool:
+            return any(each is not None and each.is_busy for each in others)
+
+        if is_busy():
             return False
         engine = Engine.on(self._using)
         names = frozenset(self._tasks._tasks)
@@ -422,7 +426,8 @@ class Process:
             return not (found.is_ready or found.is_rescued or found.is_unsettled)
 
         if unless_unreachable(engine.connection, look, otherwise=False):
-            return True
+            # What one of them has taken meanwhile it may give back, when it is to stop.
+            return not is_busy()
         for each in (self, *others):
             if each is not None:
                 each.wake()
