@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from notes import enqueue, noted
 from project.models import Note
 from support import Child, wait_until
 
+from background_task.execution import fuse
 from background_task.models import Attempt, CompletedTask, Task
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -104,3 +106,30 @@ def test_those_that_keep_to_the_limit_do_not_notice_it(worker: Callable[..., Chi
     assert child.wait() == 0, child.text()
     assert CompletedTask.objects.succeeded().count() == 300
     assert Note.objects.count() == 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such timer")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_one_that_lets_nothing_else_run_is_ended_by_the_kernel(
+    worker: Callable[..., Child], threads: str
+) -> None:
+    enqueue("overstay_once", "long", "lock")
+    other = enqueue("slow_async", "other", 60)
+    child = worker("--processes", "2", "--threads", threads)
+    done = wait_until(lambda: CompletedTask.objects.failed().first())
+    assert "WorkerLostError" in done.last_error
+    assert "has kept Python's global lock" in child.text()
+    again = wait_until(lambda: Task.objects.filter(pk=other.pk, locked_by__isnull=False).first())
+    assert again.attempts == 0
+    enqueue("note", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+    os.killpg(child.process.pid, signal.SIGKILL)
+
+
+def test_a_worker_without_a_supervisor_ends_rather_than_hang(worker: Callable[..., Child]) -> None:
+    enqueue("overstay_once", "long", "lock")
+    child = worker()
+    assert child.wait() == -fuse.SIGNAL
+    assert worker("--burst").wait() == 0
+    assert "WorkerLostError" in CompletedTask.objects.get().last_error

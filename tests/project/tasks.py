@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from asgiref.sync import sync_to_async
@@ -302,6 +304,8 @@ def _stay(text, how):
         Note.objects.create(text=f"{text} begins")
         if how == "loop":
             _spin()
+        if how == "lock":  # nothing else in Python gets to run
+            deque(itertools.repeat(None), maxlen=0)
         while how == "stubborn":
             with contextlib.suppress(BaseException):
                 time.sleep(60)
@@ -312,6 +316,11 @@ def _stay(text, how):
 
 @background(timeout=0.5)
 def overstay(text, how):
+    _stay(text, how)
+
+
+@background(timeout=0.5, on_worker_loss="fail")
+def overstay_once(text, how):
     _stay(text, how)
 
 

@@ -2,7 +2,7 @@
 
 First it is asked to: an exception is raised where it stands, or, where it is a coroutine, it is
 cancelled. What has not ended some seconds later is recorded as ended, and its process is replaced,
-since Python can end no thread.
+since Python can end no thread. Where it lets no other thread run, the kernel ends the process.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from background_task.exceptions import TaskTimeoutError
+from background_task.execution.fuse import Fuse
 from background_task.execution.runs import Run, runs
 from background_task.utils import SignalManager, hold_off_signals
 
 logger = logging.getLogger("background_task.tasks")
 
-# How long a body may take to end after it was asked to, in seconds.
+# How long a body may take to end after it was asked to, and how long we may take to see to it that
+# it does not matter, in seconds.
 GRACE = 5.0
+LAST_GRACE = 5.0
 LONGEST_PAUSE = 3600.0
 
 
@@ -256,6 +259,12 @@ class Limit:
         self.when = when
         self.error = error
         self.was_asked = False
+        # When the kernel is to end the process, since nobody here has got to do so.
+        self.at_last = when + GRACE + LAST_GRACE
+
+
+def _at_last(limit: Limit) -> float:
+    return limit.at_last
 
 
 class Limits:
@@ -272,6 +281,8 @@ class Limits:
         self._limits: set[Limit] = set()
         self._next = math.inf
         self._thread: threading.Thread | None = None
+        self._fuse: Fuse | None = None
+        self._fused: Limit | None = None
 
     def begin(self, body: Body, name: Any, timeout: float) -> Limit:
         """Interrupt ``body`` after so many seconds, unless :meth:`end` comes first.
@@ -292,6 +303,8 @@ class Limits:
         """Limit it no more: it has ended."""
         with self._changed:
             self._limits.discard(limit)
+            if limit is self._fused:
+                self._light(min(self._limits, key=_at_last, default=None))
 
     def _add(self, limit: Limit) -> Limit:
         with self._changed:
@@ -301,7 +314,21 @@ class Limits:
                 self._thread.start()
             if limit.when < self._next:
                 self._changed.notify()
+            if self.replace_process is not None and (
+                self._fused is None or limit.at_last < self._fused.at_last
+            ):
+                self._light(limit)
         return limit
+
+    def _light(self, limit: Limit | None) -> None:
+        """Let the kernel end this process if nothing here ends this one; None is for none."""
+        self._fused = limit
+        if self._fuse is None:
+            self._fuse = Fuse()
+        if limit is None or self.replace_process is None:
+            self._fuse.put_out()
+        else:
+            self._fuse.light(limit.at_last - time.monotonic())
 
     def _work(self) -> None:
         hold_off_signals()
@@ -325,6 +352,8 @@ class Limits:
             self.end(limit)
         elif limit.was_asked and self.replace_process is not None:
             logger.error("%s It does not give way: the process is replaced", limit.error)
+            with self._changed:
+                self._light(None)  # we got to do so, and may take our time
             limit.body.give_up(limit.error)
             self.replace_process()
         else:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
+from background_task.execution import fuse
 from background_task.models.rows import this_worker
 from background_task.storage import workers
 from background_task.storage.engine import Engine
@@ -368,6 +369,8 @@ class Supervisor:
 def _cause(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
+    if -code == fuse.SIGNAL:
+        return "the kernel: a task has kept Python's global lock for longer than its timeout"
     try:
         return signal.Signals(-code).name
     except ValueError:
