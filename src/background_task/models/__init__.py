@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from background_task.models.attempts import Attempt
 from background_task.models.completed_tasks import CompletedTask, CompletedTaskQuerySet
-from background_task.models.tasks import Task, TaskManager, TaskQuerySet, logger
+from background_task.models.managers import TaskManager, TaskQuerySet
+from background_task.models.tasks import Task, logger
 from background_task.models.workers import Worker
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import traceback as tracebacks
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
@@ -20,10 +20,10 @@ from background_task import vendors
 from background_task._compat import uuid7
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
-from background_task.models.creators import CreatedByQuerySet, CreatorForeignKey
+from background_task.models.creators import CreatorForeignKey
 from background_task.models.indexes import NarrowedIndex
+from background_task.models.managers import TaskManager, TaskQuerySet, lock_values
 from background_task.models.workers import Worker
-from background_task.policies import arguments
 from background_task.policies.repetition import is_declared, next_run
 from background_task.policies.runs import RunPolicy, in_seconds
 from background_task.settings import app_settings
@@ -42,160 +42,6 @@ named_databases: set[str] = set()
 
 # What a worker is asked to end a task by, before its key.
 CANCEL = "cancel:"
-
-# Beyond this a date could not be moved by it.
-LONGEST_LEASE = 10**9
-
-
-def lease() -> timedelta:
-    """Return how long a lock holds that is not renewed."""
-    return timedelta(seconds=min(app_settings.BACKGROUND_TASK_MAX_RUN_TIME, LONGEST_LEASE))
-
-
-class TaskQuerySet(CreatedByQuerySet["Task"]):
-    """Rows of ``background_task``."""
-
-    def unlocked(self, now: datetime) -> Self:
-        """Rows that nobody runs: not locked, or locked longer ago than ``MAX_RUN_TIME``."""
-        return self.filter(Q(locked_by=None) | Q(locked_at=None) | Q(locked_at__lt=now - lease()))
-
-    def locked(self, now: datetime) -> Self:
-        """Rows that somebody runs: locked, and no longer ago than ``MAX_RUN_TIME``."""
-        return self.filter(locked_by__isnull=False, locked_at__gte=now - lease())
-
-    def due(self, now: datetime, queue: str | None = None) -> Self:
-        """Rows that may run at ``now``, the most urgent first; equals in the order they came."""
-        due = self.unlocked(now).filter(run_at__lte=now, failed_at=None)
-        if queue:
-            due = due.filter(queue=queue)
-        order = f"{app_settings.BACKGROUND_TASK_PRIORITY_ORDERING}priority"
-        return due.order_by(order, "run_at", "id")
-
-    def update(self, **values: Any) -> int:
-        """Change the rows; what says whether they may run is worked out anew by the workers."""
-        if {"run_at", "locked_by"} & values.keys():
-            values.setdefault("state", None)
-        return super().update(**values)
-
-    update.alters_data = True  # type: ignore[attr-defined]
-
-    def release(self) -> int:
-        """Unlock the rows; return how many there were. Runs that go on can record nothing."""
-        epoch = Coalesce(F("epoch"), 0) + 1
-        return self.update(locked_by=None, locked_at=None, state=None, epoch=epoch)
-
-
-def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
-    """Return what an UPDATE sets to take a row that is not locked and has a public id."""
-    return {
-        "locked_by": locked_by,
-        "locked_at": now,
-        "state": State.RUNNING,
-        "epoch": Coalesce(F("epoch"), 0) + 1,
-        "worker_id": rows.this_worker(),
-        "started_at": Coalesce(F("started_at"), Value(now, models.DateTimeField())),
-    }
-
-
-# The name is what the plugin of mypy needs to know its methods.
-_TaskManager = models.Manager.from_queryset(TaskQuerySet)
-
-
-class TaskManager(_TaskManager["Task"]):
-    """``Task.objects``."""
-
-    def get_queryset(self) -> TaskQuerySet:
-        return TaskQuerySet(self.model, using=self._db)
-
-    def on_primary(self) -> TaskQuerySet:
-        """Return every row, of the database that is written to: replicas lag behind."""
-        return self.get_queryset().using(router.db_for_write(self.model))
-
-    def find_available(self, queue: str | None = None) -> TaskQuerySet:
-        """Return the rows that may run now, of ``queue``, or of every queue when it is falsy.
-
-        With ``BACKGROUND_TASK_RUN_ASYNC`` it is cut to as many as this process has free threads.
-        """
-        now = vendors.now(self.get_queryset().db)
-        ready = self.get_queryset().due(now, queue)
-        if not app_settings.BACKGROUND_TASK_RUN_ASYNC:
-            return ready
-        mine = self.get_queryset().locked(now).filter(worker_id=rows.this_worker())
-        free = app_settings.BACKGROUND_TASK_ASYNC_THREADS - mine.count()
-        return ready[:free] if free > 0 else self.get_queryset().none()
-
-    def failed(self) -> TaskQuerySet:
-        """Return the rows that very old versions left here after their final failure."""
-        return self.get_queryset().filter(failed_at__isnull=False)
-
-    def new_task(
-        self,
-        task_name: str,
-        args: Any = None,
-        kwargs: Any = None,
-        run_at: datetime | None = None,
-        priority: int | None = 0,
-        queue: str | None = None,
-        verbose_name: str | None = None,
-        creator: models.Model | None = None,
-        repeat: float | timedelta | None = None,
-        repeat_until: datetime | None = None,
-        remove_existing_tasks: bool = False,
-    ) -> Task:
-        """Return an unsaved task.
-
-        Args:
-            task_name: the registered name, at most 190 characters.
-            args, kwargs: what the function is called with; must be JSON.
-            run_at: the earliest start; now when None.
-            priority: see ``BACKGROUND_TASK_PRIORITY_ORDERING``.
-            queue: at most 190 characters; None is no queue.
-            verbose_name: shown in place of the name, at most 255 characters.
-            creator: any saved model instance.
-            repeat: seconds between runs, or a timedelta; not positive or None: once.
-            repeat_until: no repetition is made after this.
-            remove_existing_tasks: delete, at once, the unlocked rows with the same name and
-                arguments.
-
-        Raises:
-            ArgumentTypeError, ArgumentValueError: and then nothing was deleted either.
-        """
-        is_strict = app_settings.is_strict
-        params = arguments.serialize(args or (), kwargs or {})
-        run_at = arguments.optional_moment(
-            "schedule run_at", run_at, is_strict=is_strict, stacklevel=3
-        )
-        task = self.model(
-            task_name=arguments.task_name(task_name),
-            task_params=params,
-            task_hash=arguments.fingerprint(task_name, params),
-            priority=arguments.priority(priority),
-            run_at=run_at or timezone.now(),
-            queue=arguments.text("queue", queue, arguments.LONGEST_NAME),
-            verbose_name=arguments.text(
-                "verbose_name", verbose_name, arguments.LONGEST_VERBOSE_NAME
-            ),
-            repeat=arguments.period("repeat", repeat),
-            repeat_until=arguments.optional_moment(
-                "repeat_until", repeat_until, is_strict=is_strict, stacklevel=3
-            ),
-        )
-        if (checked := arguments.creator(creator)) is not None:
-            task.creator = checked
-        if remove_existing_tasks:
-            self.get_queryset().filter(task_hash=task.task_hash, locked_at__isnull=True).delete()
-        return task
-
-    def get_task(self, task_name: str, args: Any = None, kwargs: Any = None) -> TaskQuerySet:
-        """Return the rows with this name and these arguments."""
-        params = arguments.serialize(args or (), kwargs or {})
-        return self.get_queryset().filter(task_hash=arguments.fingerprint(task_name, params))
-
-    def drop_task(
-        self, task_name: str, args: Any = None, kwargs: Any = None
-    ) -> tuple[int, dict[str, int]]:
-        """Delete the rows with this name and these arguments; returns what ``delete()`` does."""
-        return self.get_task(task_name, args, kwargs).delete()
 
 
 class Task(rows.Row):

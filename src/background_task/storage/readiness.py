@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from background_task._compat import uuid7
 from background_task.models import Task
-from background_task.models.tasks import lease
+from background_task.models.managers import lease
 from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.states import State

@@ -1,19 +1,29 @@
-"""How many tasks a process may run."""
+"""What a process may use up: so many tasks, and so much memory."""
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
+
+logger = logging.getLogger("background_task.tasks")
 
 
 class Budget:
-    """How many tasks a process may still run.
+    """How much a process may still use.
 
     Args:
-        most: how many in all; None is without end.
+        most: how many tasks in all; None is without end.
+        heaviest: how much memory, in MiB; None is without end.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None = None, heaviest: float | None = None) -> None:
         self._left = most
+        self._heaviest = heaviest
+        # Whether it has used too much memory.
+        self.was_too_heavy = False
         self._reserved = 0
         self._run = 0
         self._lock = threading.Lock()
@@ -47,12 +57,39 @@ class Budget:
         return self._left
 
     @property
-    def is_touched(self) -> bool:
-        """Whether a task was run."""
-        return self._run > 0
-
-    @property
     def is_spent(self) -> bool:
         """Whether no task may be run any more."""
         with self._lock:
             return self._left == 0 and not self._reserved
+
+    def weigh(self) -> bool:
+        """Tell whether the process uses too much memory."""
+        # Not before a task has run: what a process weighs at its start, the next would weigh too.
+        if self._heaviest is None or self._run <= 0:
+            return False
+        weight = memory()
+        if weight > self._heaviest:
+            logger.info(
+                "This process uses %.0f MiB, and %.0f are the limit", weight, self._heaviest
+            )
+            self.was_too_heavy = True
+        return weight > self._heaviest
+
+
+def memory() -> float:
+    """Return how much memory this process uses, in MiB: now on Linux, elsewhere at most."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * _page_size() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _page_size() -> int:
+    import resource
+
+    return resource.getpagesize()

@@ -6,39 +6,31 @@ import logging
 import math
 import random
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
 from background_task import vendors
 from background_task.discovery import autodiscover
-from background_task.exceptions import (
-    ArgumentValueError,
-    BackgroundTaskError,
-    TaskCancelledError,
-)
-from background_task.execution.interruptions import find, limits
+from background_task.exceptions import ArgumentValueError, BackgroundTaskError
+from background_task.execution.interruptions import limits
 from background_task.execution.runs import runs
 from background_task.models import Task, Worker
-from background_task.models.rows import this_worker
-from background_task.models.tasks import CANCEL, named_databases
+from background_task.models.tasks import named_databases
 from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.signals import close_old
 from background_task.storage import readiness
-from background_task.storage.cancel import cancel
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 from background_task.tasks import unless_unreachable
 from background_task.utils import STOPPING, TTW_FAST, ForcedStop, leave, say
-from background_task.worker import taking
+from background_task.worker import requests, taking
 from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
 from background_task.worker.duties import Duties
@@ -59,8 +51,6 @@ logger = logging.getLogger("background_task.tasks")
 LONGEST_PAUSE = 60.0
 BETWEEN_LOOKS = 0.1
 FIRST_BEAT = 1.0
-# What is taken and has not begun is given back within some tenths of a second.
-TRIES_TO_CANCEL = 50
 
 
 class Process:
@@ -95,14 +85,13 @@ class Process:
         self._on_ready = on_ready
         self._replace = replace
         self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
-        self._budget = Budget(options.max_tasks)
+        self._budget = Budget(options.max_tasks, options.max_memory)
         self._next_claim = 0.0
         self._using = ""
         self._functions: Functions | None = None
         self._threads: Threads | None = None
         self._coroutines: Coroutines | None = None
         self._heart: Lookout | None = None
-        self._was_too_heavy = False
         self._gives_way = False
         # Whether the main thread waits for a function to run.
         self.is_hungry = False
@@ -155,7 +144,7 @@ class Process:
                 drivers=drivers if self._threads is not None else [self, *drivers],
                 sleep=options.sleep,
                 supervisor=self._supervisor,
-                on_request=self._heed,
+                on_request=partial(requests.heed, self._using),
             )
             stack.callback(self._heart.stop)
             stack.enter_context(told_here(self._using, self._heart.poke))
@@ -186,31 +175,6 @@ class Process:
         if self._budget.left is not None:
             options += ["--max-tasks", str(max(1, self._budget.left))]
         return options
-
-    def _heed(self, request: str) -> None:
-        if request.startswith(CANCEL):
-            key = int(request.removeprefix(CANCEL))
-            threading.Thread(target=self._cancel, args=[key], name="cancel", daemon=True).start()
-
-    def _cancel(self, key: int) -> None:
-        """End what runs for this row, or see to it that it does not run."""
-        rows = Task._base_manager.using(self._using).filter(pk=key)
-        try:
-            for _ in range(TRIES_TO_CANCEL):
-                body = find(key)
-                if body is not None:
-                    limits.interrupt(body, TaskCancelledError("The task was cancelled as it ran."))
-                    return
-                row = rows.first()
-                if row is None or row.worker_id != this_worker() or row.locked_by is None:
-                    if row is not None:
-                        cancel(row)
-                    return
-                time.sleep(BETWEEN_LOOKS)  # it was taken, and has not begun
-        except Exception:
-            logger.exception("The row %d could not be cancelled", key)
-        finally:
-            connections.close_all()  # this thread's own
 
     def _open_batches(self, stack: ExitStack) -> None:
         tasks, options = self._tasks, self._options
@@ -282,7 +246,7 @@ class Process:
     @property
     def is_used_up(self) -> bool:
         """Whether it has ended since it has run enough tasks, or uses too much memory."""
-        return self._budget.is_spent or self._was_too_heavy
+        return self._budget.is_spent or self._budget.was_too_heavy
 
     def _work(self) -> None:
         duties = Duties(self._tasks)
@@ -324,19 +288,8 @@ class Process:
             self._signals.kill_now
             or (self._deadline is not None and time.monotonic() >= self._deadline)
             or self._budget.is_spent
-            or self._is_too_heavy()
+            or self._budget.weigh()
         )
-
-    def _is_too_heavy(self) -> bool:
-        limit = self._options.max_memory
-        # Not before a task has run: what a process weighs at its start, the next would weigh too.
-        if limit is None or not self._budget.is_touched:
-            return False
-        weight = memory()
-        if weight > limit:
-            logger.info("This process uses %.0f MiB, and %.0f are the limit", weight, limit)
-            self._was_too_heavy = True
-        return weight > limit
 
     def _start_others(self) -> None:
         if self._coroutines is not None:
@@ -451,25 +404,6 @@ class Process:
     def _has_drained(self) -> bool:
         drains = [each.drain for each in (self._threads, self._coroutines) if each is not None]
         return all(drain(0.1) for drain in drains) and self._tasks._pool_runner.drain(timeout=0.1)
-
-
-def memory() -> float:
-    """Return how much memory this process uses, in MiB: now on Linux, elsewhere at most."""
-    with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * _page_size() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _page_size() -> int:
-    import resource
-
-    return resource.getpagesize()
 
 
 def _settle_doubts(using: str) -> None:
