@@ -19,7 +19,7 @@ from background_task import background
 from background_task._compat import django_tasks, tasks_base, tasks_signals
 from background_task.api import registry
 from background_task.models import Attempt, CompletedTask, Task
-from background_task.tasks import tasks
+from background_task.tasks import TaskSchedule, tasks
 from background_task.worker.duties import Duties
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -41,6 +41,18 @@ def test_the_call_of_the_predecessor_keeps_returning_the_row_and_no_queue() -> N
     assert (row.queue, row.backend) == (None, None)
     result = own.note.get_result(str(row.result_id))
     assert (result.status, result.args) == (Status.READY, ["as ever"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"remove_existing_tasks": True}, {"schedule": {"action": TaskSchedule.RESCHEDULE_EXISTING}}],
+)
+def test_no_later_call_touches_what_was_enqueued(options: dict[str, Any]) -> None:
+    result = own.note.using(priority=7).enqueue("mine")
+    assert own.note("mine", **options) is not None
+    assert own.note.get_result(result.id).task.priority == 7
+    assert Task.objects.count() == 2
+    assert Task.objects.get_task("project.tasks.note", ["mine"]).get().backend is None
 
 
 def test_the_options_of_a_declaration_hold_at_the_other_door() -> None:

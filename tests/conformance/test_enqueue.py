@@ -241,7 +241,7 @@ def test_a_call_is_stored_as_the_orm_would_store_it(ours: Backend, count: int) -
                 priority=task.priority,
                 queue=task.queue_name,
             )
-            wanted.backend = "default"
+            wanted.backend, wanted.task_hash = "default", ""
             wanted.identify(result_id=uuid.UUID(result.id))
             wanted.prepare()
             wanted.pk, wanted.enqueued_at = row.pk, result.enqueued_at
