@@ -149,6 +149,15 @@ def test_an_assertion_that_fails_tells_what_is_there() -> None:
         assert_not_enqueued(own.note)
     with pytest.raises(TypeError, match="task must be"):
         assert_enqueued(5)
+    own.note("text", queue="mail")
+    with pytest.raises(AssertionError) as caught:
+        assert_enqueued(own.note, queue="main")
+    assert "expected to be enqueued once at least in the queue 'main'" in str(caught.value)
+    assert "project.tasks.note('text') in the queue 'mail'" in str(caught.value)
+    with pytest.raises(TypeError, match="args must be a list or tuple"):
+        assert_enqueued(own.note, "text")
+    with pytest.raises(TypeError, match="kwargs must be a dict"):
+        assert_enqueued(own.note, kwargs=["text"])
 
 
 def test_what_is_enqueued_within_a_block_is_captured() -> None:

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 if TYPE_CHECKING:
     from background_task.api.proxy import CoroutineProxy, TaskProxy
+    from background_task.api.types import RunOptions, TaskOptions
     from background_task.api.types import Task as TypedTask
 
 P = ParamSpec("P")
@@ -66,7 +77,7 @@ def background(
     queue: str | None = None,
     remove_existing_tasks: bool = False,
     every: float | timedelta | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> _Background: ...
 def background(*args: Any, **kwargs: Any) -> Any:
     """Mark a function as a background task.
@@ -97,7 +108,7 @@ def task(
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[True],
-    **options: Any,
+    **options: Unpack[TaskOptions],
 ) -> _TakesContext: ...
 @overload
 def task(
@@ -106,7 +117,7 @@ def task(
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[False] = ...,
-    **options: Any,
+    **options: Unpack[TaskOptions],
 ) -> _TakesNone: ...
 def task(*args: Any, **kwargs: Any) -> Any:
     """Django's ``@task`` with the options of this package, on every supported version of Django.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sysconfig
 import traceback
 from importlib import import_module
@@ -11,10 +10,11 @@ from pathlib import Path
 from django.apps import AppConfig, apps
 from django.utils.module_loading import module_has_submodule
 
+from background_task import logs
 from background_task.exceptions import TaskModuleError
 from background_task.settings import app_settings
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 
 def autodiscover() -> None:

@@ -8,7 +8,6 @@ many processes do so, one of them takes tasks; when it ends another goes on.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -23,11 +22,12 @@ from django.apps import apps
 from django.conf import settings
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
+from background_task import logs
 from background_task.settings import app_settings
 
 __all__ = ["start", "stop", "with_worker"]
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # How long a process that does not take tasks waits before it asks again, and how long what runs is
 # waited for when the server ends, in seconds.

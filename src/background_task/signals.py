@@ -21,7 +21,6 @@ slow or leaves the database belongs in ``transaction.on_commit``.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -29,9 +28,10 @@ from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 
+from background_task import logs
 from background_task.settings import app_settings
 
-logger = logging.getLogger("background_task.signals")
+logger = logs.named("background_task.signals")
 
 task_created = Signal()
 task_error = Signal()
@@ -43,26 +43,28 @@ task_started = Signal()
 task_finished = Signal()
 
 
-def announce(signal: Signal, sender: Any, *, using: str | None = None, **arguments: Any) -> None:
-    """Send ``signal`` so that no receiver can harm the run it is told about.
+def announce(
+    signal: Signal, sender: Any, *, using: str | Collection[str] = (), **arguments: Any
+) -> None:
+    """Send ``signal`` so that no receiver can harm what it is told about.
 
     Exceptions are logged by Django's own dispatcher (logger ``django.dispatch``) and go no
-    further. With ``using``, a transaction is open on that database: the receivers run in a
-    savepoint which is given up when one of them raises, since on PostgreSQL a failed statement
-    would otherwise take the whole transaction with it.
+    further. With ``using``, transactions are open on these databases: the receivers run in
+    savepoints which are given up when one of them raises, since a failed statement would otherwise
+    take the whole transaction with it.
     """
-    if using is None or not signal.has_listeners(sender):
+    if not using or not signal.has_listeners(sender):
         _send(signal, sender, arguments)
         return
-    with (
-        _kept_open(connections[using]),
-        contextlib.suppress(_ReceiverFailedError),
-        transaction.atomic(using=using),
-    ):
+    aliases = [using] if isinstance(using, str) else using
+    with contextlib.suppress(_ReceiverFailedError), contextlib.ExitStack() as stack:
+        for alias in aliases:
+            stack.enter_context(_kept_open(connections[alias]))
+            stack.enter_context(transaction.atomic(using=alias))
         if not _send(signal, sender, arguments):
             raise _ReceiverFailedError
         # A receiver may have caught a database error that still broke the transaction.
-        if not connections[using].is_usable():
+        if not all(connections[alias].is_usable() for alias in aliases):
             raise _ReceiverFailedError
 
 

@@ -21,7 +21,7 @@ from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from background_task import signals, vendors
+from background_task import logs, signals, vendors
 from background_task.api import registry
 from background_task.api.options import run_policy
 from background_task.api.proxy import DeclaredTask, TaskProxy, check_every
@@ -95,7 +95,9 @@ def unless_unreachable(
     try:
         return afresh(connection, take)
     except TRANSIENT as error:
-        logger.warning("Failed to retrieve tasks. Database unreachable. (%s)", reason(error))
+        logs.safe(logger).warning(
+            "Failed to retrieve tasks. Database unreachable. (%s)", reason(error)
+        )
         if not connection.in_atomic_block:
             disconnect(connection)
         return otherwise
@@ -187,7 +189,7 @@ class DBTaskRunner:
 
     def run_task(self, tasks: Tasks, task: Task) -> None:
         """Run a task that is locked."""
-        logger.info("Running %s", task)
+        logs.safe(logger).info("Running %s", task)
         tasks.run_task(task)
 
     def run_next_task(self, tasks: Tasks, queue: str | None = None) -> bool:

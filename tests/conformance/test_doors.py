@@ -124,12 +124,16 @@ def test_an_option_that_is_to_come_is_refused_until_it_works(option: str) -> Non
         ({"timeout": "1"}, "timeout"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
+        pytest.param({"timeout": 10**400}, "timeout is 1000", id="timeout=10**400"),
         ({"atomic": 1}, "atomic"),
         ({"backoff": -1}, "backoff"),
         ({"backoff": []}, "backoff"),
         ({"backoff": "5"}, "backoff"),
         ({"backoff": [1, float("inf")]}, "backoff"),
-        ({"retry_on": "ValueError"}, "retry_on"),
+        ({"backoff": bytearray(b"ab")}, "backoff must be seconds, a list"),
+        pytest.param({"backoff": lambda: 0}, "backoff is .* cannot be called", id="lambda"),
+        pytest.param({"backoff": jobs.add_async.func}, "is the async function", id="async"),
+        ({"retry_on": "ValueError"}, "retry_on must be .*, not 'ValueError'"),
         ({"give_up_on": [5]}, "give_up_on"),
     ],
     ids=str,
@@ -283,6 +287,16 @@ def test_wrong_options_are_reported_and_refused(options: Any, number: str, words
         with pytest.raises(ImproperlyConfigured):
             jobs.add.enqueue(1)
     assert not Task.objects.exists()
+
+
+def test_every_wrong_option_is_reported() -> None:
+    options = {"MAX_ATTEMPTS": "3", "TIMEOUT": 0, "BACKOFF": []}
+    entry = {"BACKEND": "background_task.backends.DatabaseBackend", "OPTIONS": options}
+    with override_settings(TASKS={"default": entry}):
+        found = [each.msg for each in django_tasks.task_backends["default"].check()]
+    assert [("max_attempts" in found[0]), "backoff" in found[1], "timeout" in found[2]] == [
+        True
+    ] * 3
 
 
 def test_an_alias_that_cannot_be_stored_is_reported() -> None:

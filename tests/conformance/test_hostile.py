@@ -5,23 +5,27 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import transaction
 from django.db.models.signals import post_save
 from django.test import override_settings
 from project import jobs
 from project import tasks as own
+from project.models import Note
 
 import background_task
 from background_task import background, signals
 from background_task._compat import django_tasks, tasks_base, tasks_signals
 from background_task.api import registry
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
+from background_task.execution.interruptions import limits
 from background_task.models import Attempt, CompletedTask, Task
 from background_task.tasks import tasks
 from background_task.testing import eager_tasks
@@ -260,6 +264,39 @@ def test_a_receiver_of_an_enqueue_that_raises_changes_nothing(signal: Any, on_co
     assert done == ["the caller's own"]
 
 
+@pytest.mark.parametrize("signal", [tasks_signals.task_enqueued, signals.task_created])
+def test_a_receiver_of_an_enqueue_that_breaks_a_statement_leaves_the_caller_his_transaction(
+    signal: Any,
+) -> None:
+    twin = Note.objects.create(text="twin")
+
+    def receive(**kwargs: Any) -> None:
+        Note.objects.create(id=twin.pk, text="twin")
+
+    signal.connect(receive)
+    try:
+        with transaction.atomic():
+            Note.objects.create(text="the order")
+            jobs.add.enqueue(1)
+    finally:
+        signal.disconnect(receive)
+    assert Note.objects.filter(text="the order").exists()
+    assert Task.objects.count() == 1
+
+
+@pytest.mark.parametrize("door", [jobs.add.enqueue, own.note, own.note.enqueue])
+def test_one_may_enqueue_in_a_transaction_that_is_managed_by_hand(door: Any) -> None:
+    transaction.set_autocommit(False)
+    try:
+        door("a")
+        transaction.commit()
+        door("b")
+        transaction.rollback()
+    finally:
+        transaction.set_autocommit(True)
+    assert [row.params()[0] for row in Task.objects.all()] == [["a"]]
+
+
 def test_a_backend_that_is_given_tasks_of_another_alias_is_the_one_to_ask_for_them() -> None:
     elsewhere = jobs.add.using(backend="retrying")
     (result,) = django_tasks.task_backends["default"].enqueue_many([(elsewhere, (1,), {})])
@@ -277,6 +314,47 @@ def test_many_calls_of_which_one_is_none_are_refused_by_name(call: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        ("ab", {}, "positional arguments of each call must be a tuple or a list, not str"),
+        ({1, 2}, {}, "not set"),
+        ((1,), "b", "keyword arguments of each call must be a dict"),
+        ((1,), {1: 2}, "whose keys are text"),
+    ],
+)
+def test_many_calls_with_arguments_that_are_none_are_refused(
+    args: Any, kwargs: Any, words: str
+) -> None:
+    with pytest.raises(ArgumentTypeError, match=words):
+        django_tasks.task_backends["default"].enqueue_many([(jobs.add, args, kwargs)])
+    assert not Task.objects.exists()
+
+
+def test_keys_that_json_makes_text_of_are_text_in_every_result() -> None:
+    result = jobs.add.enqueue({1: {True: "a", "b": 2, None: 3}})
+    assert result.args == [{"1": {"true": "a", "b": 2, "null": 3}}]
+    assert jobs.add.get_result(result.id).args == result.args
+    assert own.note({1: 2, "a": 3}).params()[0] == [{"1": 2, "a": 3}]
+
+
+def test_keys_of_which_json_would_lose_one_are_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="has the key '1' both as text and as int"):
+        jobs.add.enqueue({"1": "a", 1: "b"})
+    result = jobs.returns.enqueue("twins")
+    assert tasks.run_next_task()
+    result.refresh()
+    assert result.status == Status.FAILED
+    assert "one of the two would be lost" in result.errors[0].traceback
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("nan")])
+def test_a_result_is_waited_for_a_number_of_seconds(timeout: Any) -> None:
+    result = jobs.add.enqueue(1)
+    with pytest.raises(ArgumentTypeError, match="timeout must be a number of seconds, or None"):
+        result.wait(timeout)
+
+
+@pytest.mark.parametrize(
     ("option", "words"),
     [({"on_commit": "no"}, "on_commit must be True"), ({"stored_name": "x"}, "is no option")],
 )
@@ -291,6 +369,24 @@ def test_a_function_of_background_can_be_enqueued_many_times_at_once() -> None:
     results = own.note.enqueue_many([("a",), {"text": "b"}])
     assert [result.kwargs or result.args for result in results] == [["a"], {"text": "b"}]
     assert Task.objects.count() == 2
+
+
+def test_a_coroutine_that_could_not_begin_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "limits":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    limits.forget()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    background("limited", timeout=60, max_attempts=1)(jobs.add_async.func)(1, 2)
+    call_command("process_tasks", burst=True)
+    done = CompletedTask.objects.get()
+    assert done.failed_at
+    assert "can't start new thread" in done.last_error
+    assert not Note.objects.exists()
 
 
 def test_a_time_that_no_calendar_has_is_refused_by_the_name_the_caller_knows() -> None:

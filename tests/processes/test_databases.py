@@ -84,6 +84,28 @@ def test_a_backend_may_name_a_database_whatever_the_router_says(
     assert "from inside" in routed("shell", "-v0", "-c", COUNTING)
 
 
+@pytest.mark.parametrize("alias", ["default", "queue", "replica"])
+def test_with_on_commit_every_transaction_of_the_caller_has_to_be_committed(
+    routed: Callable[..., str], alias: str
+) -> None:
+    enqueuing = (
+        "import background_task; from contextlib import suppress\n"
+        "from django.db import transaction\n"
+        "from background_task.models import Task; from project import jobs\n"
+        "task = background_task.task(on_commit=True)(jobs.add.func)\n"
+        "count = lambda: print(Task.objects.using('queue').count())\n"
+        f"with suppress(KeyError), transaction.atomic({alias!r}):\n"
+        "    task.enqueue(1)\n"
+        "    raise KeyError\n"
+        "count()\n"
+        f"with transaction.atomic('replica'), transaction.atomic({alias!r}):\n"
+        "    task.enqueue(1)\n"
+        "    count()\n"
+        "count()\n"
+    )
+    assert routed("shell", "-v0", "-c", enqueuing).split() == ["0", "0", "1"]
+
+
 def test_the_helpers_for_tests_find_the_database_of_a_backend(
     routed: Callable[..., str],
 ) -> None:

@@ -54,6 +54,7 @@ RETURNED = {
     "bytes": b"abc",
     "nested": {"a": [1, (2, None)]},
     "none": None,
+    "twins": {"1": "a", 1: "b"},
 }
 
 

@@ -4,6 +4,7 @@ A line that is to be an error carries the ``type: ignore`` for it: where it is n
 of an ignore that is not needed.
 """
 
+from datetime import timedelta
 from typing import assert_type
 
 from django.tasks import Task as DjangoTask
@@ -40,6 +41,14 @@ def ours(number: int) -> str:
 def with_context(context: object, number: int) -> str:
     return str(number)
 
+
+# Options of a declaration are checked by name and by type.
+background(max_attempt=3)  # type: ignore[call-overload]
+background(max_attempts="3")  # type: ignore[call-overload]
+task(retry_on=[int])  # type: ignore[call-overload]
+task(on_worker_loss="never")  # type: ignore[call-overload]
+background(backoff=lambda error, result: None, timeout=timedelta(minutes=1), give_up_on=(KeyError,))
+task(backoff=[1, timedelta(1)], retry_on=OSError, on_commit=True)
 
 # The proxy keeps the types of the function; a call of it may carry options beside them.
 assert_type(bare.now(1), str)

@@ -5,7 +5,6 @@ Declaring happens while modules are imported, before models can be loaded, so th
 
 from __future__ import annotations
 
-import logging
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -14,9 +13,9 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings
 
-from background_task import _compat
+from background_task import _compat, logs
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 _declared: dict[str, Any] = {}
 _proxies: dict[str, Any] = {}

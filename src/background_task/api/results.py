@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +17,11 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from background_task import logs
 from background_task._compat import normalize_json, tasks_base
 from background_task.api import aliases, definitions
-from background_task.exceptions import TaskCancelledError, class_path
+from background_task.exceptions import ArgumentTypeError, TaskCancelledError, class_path
+from background_task.policies.arguments import with_text_keys
 from background_task.policies.priorities import mirrored
 from background_task.settings import app_settings
 from background_task.states import State
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from background_task.models import Task as Row
     from background_task.storage.lookup import Found
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 Status = tasks_base.TaskResultStatus
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
@@ -138,7 +140,18 @@ def _database_of(result: TaskResult) -> str:
 
 
 def _pauses(timeout: float | None) -> Iterator[float]:
-    """Yield how long to wait after each look, ever longer, with a last look when time is up."""
+    """Yield how long to wait after each look, ever longer, with a last look when time is up.
+
+    Raises:
+        ArgumentTypeError: ``timeout`` is no number.
+    """
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout)
+    ):
+        raise ArgumentTypeError(
+            f"timeout must be a number of seconds, or None, not {type(timeout).__name__} "
+            f"({timeout!r:.80})."
+        )
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = SHORTEST_PAUSE
     while deadline is None or (left := deadline - time.monotonic()) > 0:
@@ -280,7 +293,7 @@ def encode(value: Any, *, strict: bool) -> str | None:
     if value is None:
         return None
     try:
-        text = json.dumps(normalize_json(value))
+        text = json.dumps(with_text_keys(normalize_json(value)))
         if len(text) > LARGEST_VALUE:
             raise ValueError(f"It is {len(text)} characters long; {LARGEST_VALUE} can be stored.")
     except Exception as error:

@@ -18,7 +18,7 @@ from typing import Any
 from django.apps import apps
 from django.db import DatabaseError
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
 from background_task.policies.schedules import TaskSchedule
@@ -26,7 +26,7 @@ from background_task.signals import task_created
 from background_task.storage import chains
 from background_task.storage.transient import HURRIED
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 _postponed: list[Callable[[], Task | None]] = []
 _counts: dict[tuple[str, str], int] = {}

@@ -6,12 +6,15 @@ At run time they are :class:`background_task.api.definitions.Task` and
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+Delay = float | timedelta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any, ParamSpec, TypeVar
+    from typing import ParamSpec, TypeVar
 
     from django import tasks
 
@@ -45,10 +48,29 @@ if TYPE_CHECKING:
         ) -> list[TaskResult[P, R]]: ...
 
 
+class RunOptions(TypedDict, total=False):
+    """What a declaration says about the runs; see ``RunPolicy`` for what it means."""
+
+    max_attempts: int | None
+    backoff: Delay | Sequence[Delay] | Callable[[BaseException, Any], Delay | None] | None
+    retry_on: type[BaseException] | Collection[type[BaseException]] | None
+    give_up_on: type[BaseException] | Collection[type[BaseException]] | None
+    max_losses: int | None
+    on_worker_loss: Literal["retry", "fail"] | None
+    timeout: Delay | None
+    atomic: bool | None
+
+
+class TaskOptions(RunOptions, total=False):
+    """What Django's ``@task`` takes beside that."""
+
+    on_commit: bool | None
+
+
 class Using(TypedDict, total=False):
     """What ``using()`` changes."""
 
-    priority: int
-    queue_name: str
+    priority: int | None
+    queue_name: str | None
     run_after: datetime | None
-    backend: str
+    backend: str | None

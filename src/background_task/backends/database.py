@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
+from django.dispatch import Signal
 from django.utils import timezone
 
 from background_task import signals
@@ -33,6 +34,7 @@ from background_task.policies.runs import RunPolicy, check_atomic
 from background_task.records import Kind, NewTask
 from background_task.settings import app_settings
 from background_task.states import State
+from background_task.storage.commits import open_transactions, when_all_are_committed
 from background_task.utils import would_log
 
 if TYPE_CHECKING:
@@ -127,20 +129,28 @@ class DatabaseBackend(BaseTaskBackend):
                 f"dict of keyword arguments for each call, not {call!r:.80}."
             )
         task, args, kwargs = call
+        if not isinstance(args, tuple | list):
+            raise ArgumentTypeError(
+                "The positional arguments of each call must be a tuple or a list, not "
+                f"{type(args).__name__} ({args!r:.80})."
+            )
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            raise ArgumentTypeError(
+                "The keyword arguments of each call must be a dict whose keys are text, not "
+                f"{type(kwargs).__name__} ({kwargs!r:.80})."
+            )
         task = getattr(task, "definition", task)
         if not isinstance(task, tasks_base.Task):
             raise ArgumentTypeError(
                 f"{task!r:.80} is no task: mark the function with @task or @background."
             )
-        return task, args, kwargs
+        return task, args, dict(kwargs)
 
     async def aenqueue_many(self, calls: Iterable[Call]) -> list[Any]:
         """See :meth:`enqueue_many`."""
         return await sync_to_async(self.enqueue_many, thread_sensitive=True)(calls)
 
     def _store(self, calls: Sequence[Call]) -> list[Any]:
-        from django.db import DEFAULT_DB_ALIAS, connections, transaction
-
         database = self.database
         _ = self._options.policy  # wrong options are refused before anything is stored
         moment, ascending = timezone.now(), app_settings.is_ascending()
@@ -158,10 +168,7 @@ class DatabaseBackend(BaseTaskBackend):
             later.new = list(later)
             for result in later.results:
                 object.__setattr__(result, "enqueued_at", None)
-            # The transaction that matters to the caller is that of his own tables.
-            own = connections[DEFAULT_DB_ALIAS].in_atomic_block
-            using = DEFAULT_DB_ALIAS if own else database
-            transaction.on_commit(partial(self._store_later, database, later), using=using)
+            when_all_are_committed(partial(self._store_later, database, later), database)
         if not later.calls:
             return now.results
         both = iter(now.results), iter(later.results)
@@ -196,10 +203,10 @@ class DatabaseBackend(BaseTaskBackend):
             enqueue.store(database, batch, len(batch.calls))
         if _is_told_of_results(type(self)):
             for result in batch.results:
-                signals.announce(tasks_signals.task_enqueued, type(self), task_result=result)
+                _tell_caller(tasks_signals.task_enqueued, type(self), task_result=result)
         if not is_eager:
             for row in rows:
-                signals.announce(signals.task_created, type(self), task=row)
+                _tell_caller(signals.task_created, type(self), task=row)
             return
         try:
             for row in rows:  # what an eager task raises is raised here
@@ -326,8 +333,10 @@ class _Door:
         task = self._task
         given = (None, *args) if task.takes_context else args
         arguments.check_signature(self._name, task.func, given, kwargs, ())
-        args = list(args) if arguments.are_plain(args) else normalize_json(list(args))
-        kwargs = normalize_json(kwargs) if kwargs else {}
+        if not arguments.are_plain(args):
+            args = arguments.with_text_keys(normalize_json(list(args)))
+        args = list(args)
+        kwargs = arguments.with_text_keys(normalize_json(kwargs)) if kwargs else {}
         params = arguments.serialize(args, kwargs)
         public_id = str(uuid7())
         new = NewTask(kind, params, public_id)
@@ -339,6 +348,12 @@ def _dated(kind: Kind, moment: datetime, *, is_deferred: bool) -> Kind:
     run_at = kind.run_at if is_deferred else moment
     state = State.READY if run_at <= moment else State.SCHEDULED
     return kind._replace(run_at=run_at, enqueued_at=moment, state=state)
+
+
+def _tell_caller(signal: Signal, sender: type, **arguments: Any) -> None:
+    """Send a signal in the caller's transactions, which no receiver can harm."""
+    using = [connection.alias for connection in open_transactions()]
+    signals.announce(signal, sender, using=using, **arguments)
 
 
 def _is_told_of_rows(sender: type) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -92,17 +92,25 @@ class Options:
                 did_you_mean(self.database, settings.DATABASES).strip()
                 or f"The databases are {', '.join(settings.DATABASES)}.",
             )
-        try:
-            RunPolicy(**self._policy_options())
-        except BackgroundTaskError as error:
+        given = [name for name in POLICY if name in self._given]
+        # Each by itself, then what they say together.
+        errors = list(filter(None, [self._wrong([name]) for name in given]))
+        for error in errors or filter(None, [self._wrong(given)]):
             yield "E006", f"{where}: {error}", "Correct it; the names are in upper case."
 
-    def _policy_options(self) -> dict[str, Any]:
+    def _wrong(self, names: Iterable[str]) -> BackgroundTaskError | None:
+        try:
+            RunPolicy(**self._policy_options(names))
+        except BackgroundTaskError as error:
+            return error
+        return None
+
+    def _policy_options(self, names: Iterable[str] = POLICY) -> dict[str, Any]:
         return {
             name.lower(): _imported(name, self._given[name])
             if name in NAMED_BY_PATH
             else self._given[name]
-            for name in POLICY
+            for name in names
             if name in self._given
         }
 

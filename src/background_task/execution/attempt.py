@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from background_task import signals, vendors
+from background_task import logs, signals, vendors
 from background_task._compat import HAS_TASKS
 from background_task.api.context import running
 from background_task.exceptions import BackgroundTaskError, TaskCancelledError, WorkerLostError
@@ -39,7 +39,7 @@ class Attempt:
 
     def __init__(self, proxy: Any, task: Task | None, logger: logging.Logger) -> None:
         self.proxy = proxy
-        self._logger = logger
+        self._logger = logs.safe(logger)
         self.task = task
         self.run: Run = runs.begin(task)
         self.run.give_up = self._give_up

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import connections
 
+from background_task import logs
 from background_task.execution.attempt import Attempt
 from background_task.execution.call import canceller, leave_if_forked
 from background_task.execution.connections import is_in_transaction, mend, tidy
@@ -29,7 +29,7 @@ from background_task.records import Ended
 from background_task.signals import close_old
 from background_task.utils import SignalManager
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # So many tasks at a time have a thread for their queries to themselves, and with it a database
 # connection. More tasks than that share these: no server grants a thousand connections.
@@ -126,9 +126,10 @@ class Flight:
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         self.began = time.perf_counter()
-        timeout = self.attempt.timeout
-        limit = None if timeout is None else limits.begin(CoroutineBody(run), self.task, timeout)
+        limit = None
         try:
+            if (timeout := self.attempt.timeout) is not None:
+                limit = limits.begin(CoroutineBody(run), self.task, timeout)
             with self.attempt.as_current():
                 self.value = await self.attempt.function(*self._args, **self._kwargs)
         except BaseException as error:  # KeyboardInterrupt would end the loop
@@ -291,8 +292,8 @@ class EventLoop:
 
     def _end(self, flight: Flight, task: asyncio.Task[None]) -> None:
         self._aloft.discard(task)
-        if task.cancelled() and flight.error is None:  # before it could begin
-            flight.error = asyncio.CancelledError()
+        if flight.error is None:  # unless it could not begin, or something of ours has failed
+            flight.error = asyncio.CancelledError() if task.cancelled() else task.exception()
         self._on_end(flight)
 
     def _start(self, coroutine: Coroutine[Any, Any, None], context: contextvars.Context) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import logging
 import math
 import signal
 import sys
 from collections.abc import Callable
 
-logger = logging.getLogger("background_task.tasks")
+from background_task import logs
+
+logger = logs.named("background_task.tasks")
 
 # Ends a process that has no handler for it, and is used for nothing else that is common.
 SIGNAL = getattr(signal, "SIGVTALRM", None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import math
 import os
 import sys
@@ -20,12 +19,13 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
+from background_task import logs
 from background_task.exceptions import TaskTimeoutError
 from background_task.execution.fuse import Fuse
 from background_task.execution.runs import Run, runs
 from background_task.utils import SignalManager, hold_off_signals
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # How long a body may take to end after it was asked to, and how long we may take to see to it that
 # it does not matter, in seconds.

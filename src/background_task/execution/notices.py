@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from background_task import signals
+from background_task import logs, signals
 from background_task._compat import HAS_TASKS
 from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask
@@ -16,7 +15,7 @@ from background_task.models import CompletedTask, Task
 from background_task.policies.runs import ONCE, RunPolicy, check_seconds
 from background_task.storage import lookup
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 
 def policy_of(proxy: Any, alias: str | None, name: Any) -> RunPolicy:

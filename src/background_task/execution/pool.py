@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
+from background_task import logs
 from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.utils import ForcedStop
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 
 class PoolRunner:

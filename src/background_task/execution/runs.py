@@ -16,7 +16,7 @@ from types import FrameType
 
 from django.db import connections
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.models import Task
 from background_task.models.rows import this_worker
 from background_task.settings import app_settings
@@ -27,7 +27,7 @@ from background_task.storage.leases import Lock
 from background_task.storage.transient import reason
 from background_task.utils import hold_off_signals
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 LONGEST_INTERVAL = 60.0
 LONGEST_RENEWAL = 1.0

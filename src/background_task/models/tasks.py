@@ -16,7 +16,7 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task._compat import uuid7
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
@@ -257,7 +257,7 @@ class Task(rows.Row):
 
     def _fail(self) -> None:
         self.failed_at = vendors.now(self.database)
-        logger.warning("Marking task %s as failed", self)
+        logs.safe(logger).warning("Marking task %s as failed", self)
         self.save(update_fields=["failed_at"])
         completed = self.create_completed_task()
         announce(
@@ -277,7 +277,9 @@ class Task(rows.Row):
         else:
             delay = self.policy.delay(self.attempts, app_settings.BACKOFF_MULTIPLIER)
         self.run_at = vendors.now(self.database) + delay
-        logger.warning("Rescheduling task %s for %s later at %s", self, delay, self.run_at)
+        logs.safe(logger).warning(
+            "Rescheduling task %s for %s later at %s", self, delay, self.run_at
+        )
         announce(task_rescheduled, self.__class__, using=self.database, task=self)
         self.locked_by = None
         self.locked_at = None

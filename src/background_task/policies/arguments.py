@@ -49,7 +49,10 @@ def serialize(args: Any, kwargs: Any) -> str:
     changes without complaint (a tuple becomes a list, a number as a key becomes text) is accepted.
     """
     try:
-        return _encode((args, kwargs))
+        try:
+            return _encode((args, kwargs))
+        except TypeError:  # perhaps since numbers and text, as keys, cannot be sorted
+            return _encode(with_text_keys((args, kwargs)))
     except (TypeError, ValueError, RecursionError) as error:
         where = _first_unserializable(args, kwargs)
         remedy = "pass plain values: text, numbers, booleans, None, lists and dicts of them"
@@ -57,6 +60,28 @@ def serialize(args: Any, kwargs: Any) -> str:
             f"{where} cannot be stored as JSON ({error or type(error).__name__}); {remedy}. "
             "For a model instance pass its primary key, for a date its isoformat()."
         ) from error
+
+
+def with_text_keys(value: Any) -> Any:
+    """Return the same with the keys that JSON would make of others: ``{1: 2}`` as ``{"1": 2}``.
+
+    Raises:
+        ArgumentTypeError: two keys of a dict would become one, and a value be lost.
+    """
+    if isinstance(value, dict):
+        found: dict[Any, Any] = {}
+        for key, each in value.items():
+            text = key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
+            if text in found:
+                raise ArgumentTypeError(
+                    f"A dict has the key {text!r} both as text and as {type(key).__name__}, or "
+                    "twice: JSON knows text as keys only, so that one of the two would be lost."
+                )
+            found[text] = with_text_keys(each)
+        return found
+    if isinstance(value, list | tuple):
+        return [with_text_keys(each) for each in value]
+    return value
 
 
 _decode = json.JSONDecoder().raw_decode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from background_task.exceptions import (
 )
 
 LONGEST_DELAY = timedelta(days=3650)
+LONGEST_TIMEOUT = 10**8  # some three years: what any clock can wait for, in seconds
 
 Classes = tuple[type[BaseException], ...]
 Backoff = float | tuple[float, ...] | Callable[[BaseException, Any], float | None]
@@ -170,6 +172,11 @@ def _timeout(value: Any) -> float | None:
     seconds = check_seconds("timeout", value)
     if not seconds:
         raise ArgumentValueError("timeout is 0; it must be more, or None where nothing limits it.")
+    if seconds > LONGEST_TIMEOUT:
+        raise ArgumentValueError(
+            f"timeout is {seconds!r:.80}; it must be {LONGEST_TIMEOUT} at most, or None where "
+            "nothing limits it."
+        )
     return seconds
 
 
@@ -185,9 +192,8 @@ def _backoff(value: Any) -> Backoff | None:
     if value is None:
         return None
     if callable(value):
-        asked: Callable[[BaseException, Any], float | None] = value
-        return asked
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return _asked(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         if not value:
             raise ArgumentValueError("backoff is an empty list: give one delay at least.")
         return tuple(check_seconds("backoff", each) for each in value)
@@ -199,10 +205,31 @@ def _backoff(value: Any) -> Backoff | None:
     return check_seconds("backoff", value)
 
 
+def _asked(value: Callable[..., Any]) -> Callable[[BaseException, Any], float | None]:
+    if is_async(value):
+        raise ArgumentTypeError(
+            f"backoff is the async function {value!r:.80}; it must be a plain one, since nobody "
+            "awaits it."
+        )
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return value  # a builtin that does not tell
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"backoff is {value!r:.80}, which cannot be called with (exception, task_result): "
+            f"{error}."
+        ) from None
+    return value
+
+
 def _classes(argument: str, value: Any) -> Classes | None:
     if value is None:
         return None
-    classes = tuple(value) if isinstance(value, Sequence) else (value,)
+    is_many = isinstance(value, Collection) and not isinstance(value, str | bytes | type)
+    classes = tuple(value) if is_many else (value,)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise ArgumentTypeError(

@@ -12,13 +12,13 @@ claim_next  one row as a model instance, by the predecessor's steps, which proje
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.db import DataError
 
+from background_task import logs
 from background_task.models import Task
 from background_task.models.rows import this_worker
 from background_task.records import Claim, Mark, Wanted
@@ -28,7 +28,7 @@ from background_task.storage import leases, readiness
 from background_task.storage.batches import in_batches
 from background_task.storage.engine import Engine
 
-logger = logging.getLogger("background_task.storage")
+logger = logs.named("background_task.storage")
 
 # How many rows claim_next() looks at to take one of.
 CANDIDATES = 10

@@ -7,7 +7,6 @@ it does behind PgBouncer in transaction mode.
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import socket
@@ -22,12 +21,12 @@ from uuid import UUID
 from django.db import NotSupportedError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.storage.batches import in_batches
 from background_task.storage.engine import apart
 from background_task.utils import hold_off_signals
 
-logger = logging.getLogger("background_task.storage")
+logger = logs.named("background_task.storage")
 
 NEW = "background_task_new"
 FINISHED = "background_task_finished"
@@ -49,9 +48,14 @@ def tell_new(using: str) -> None:
 
     It may be called by everybody who stores rows, as often as he likes.
     """
-    vendor = vendors.of(connections[using])
-    if vendor.can_notify or vendor.has_bell or _here.get(using):
+    connection = connections[using]
+    vendor = vendors.of(connection)
+    if not (vendor.can_notify or vendor.has_bell or _here.get(using)):
+        return
+    if connection.in_atomic_block or connection.get_autocommit():
         transaction.on_commit(partial(_tell_new, using), using=using)
+    elif vendor.can_notify:  # nobody tells us when it is committed; the database knows
+        vendor.notify(connection, NEW, "")
 
 
 def _tell_new(using: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.utils import SignalManager
 
-logger = logging.getLogger("background_task.storage")
+logger = logs.named("background_task.storage")
 
 Result = TypeVar("Result")
 

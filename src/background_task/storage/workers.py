@@ -8,18 +8,18 @@ worker takes its lock again within its next beat.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from background_task import logs
 from background_task.states import State
 from background_task.storage import leases
 from background_task.storage.engine import Engine
 from background_task.vendors import SessionLock
 
-logger = logging.getLogger("background_task.storage")
+logger = logs.named("background_task.storage")
 
 # The intervals are in seconds. A heart beats so often; has it stood still for so long while the
 # lock is free, or for so long where there is no such lock, the worker is dead.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,13 +35,24 @@ def assert_enqueued(
 
     Raises:
         AssertionError: with a list of what waits instead.
+        ArgumentTypeError: ``task`` is none, or its arguments are no list and no dict.
     """
+    if args is not None and not isinstance(args, list | tuple):
+        raise ArgumentTypeError(
+            f"args must be a list or tuple of all positional arguments, not {type(args).__name__} "
+            f"({args!r:.80})."
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ArgumentTypeError(
+            f"kwargs must be a dict, not {type(kwargs).__name__} ({kwargs!r:.80})."
+        )
     rows = _waiting(task, args, kwargs, queue)
     if len(rows) == count or (count is None and rows):
         return rows
     expected = "once at least" if count is None else f"{count} time(s)"
+    where = "" if queue is None else f" in the queue {queue!r}"
     raise AssertionError(
-        f"{_call(_name(task), args, kwargs)} was expected to be enqueued {expected}, "
+        f"{_call(_name(task), args, kwargs)} was expected to be enqueued {expected}{where}, "
         f"but it is {len(rows)} time(s). {_what_waits(_database(task))}"
     )
 
@@ -114,5 +125,9 @@ def _call(name: str, args: Any, kwargs: Any) -> str:
 
 def _what_waits(database: str) -> str:
     rows = Task.objects.using(database).order_by("id")[:20]
-    lines = [f"\n  {_call(row.task_name, *row.params())}" for row in rows]
+    lines = [
+        f"\n  {_call(row.task_name, *row.params())}"
+        + ("" if row.queue is None else f" in the queue {row.queue!r}")
+        for row in rows
+    ]
     return f"There waits:{''.join(lines)}" if lines else "Nothing waits."

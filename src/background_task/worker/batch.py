@@ -7,13 +7,13 @@ delays no others, and keeps no transaction open. So every step is taken under on
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
+from background_task import logs
 from background_task.records import Claim, Ended, Mark
 from background_task.storage import claim as claiming
 from background_task.storage import leases
@@ -23,7 +23,7 @@ from background_task.storage.leases import Lock
 from background_task.storage.transient import reason
 from background_task.utils import SignalManager
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # When a task has overstayed, and how long rows are held before one that has not, in seconds.
 OVERDUE = 0.1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
-logger = logging.getLogger("background_task.tasks")
+from background_task import logs
+
+logger = logs.named("background_task.tasks")
 
 
 class Budget:

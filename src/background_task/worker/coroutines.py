@@ -6,7 +6,6 @@ second would take longer to claim and record one by one than they run.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections
 
+from background_task import logs
 from background_task import tasks as hooks
 from background_task.execution.attempt import Attempt
 from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
@@ -35,7 +35,7 @@ from background_task.worker.options import Queues
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 AFTER_A_FAILURE = 1.0
 
@@ -202,7 +202,7 @@ class Coroutines:
         attempt = Attempt(self._tasks._tasks[task.task_name], task, hooks.logger)
         flight = Flight(attempt, task, loop.emptiest_lane())
         flight.lane.users += 1
-        hooks.logger.info("Running %s", task)
+        logs.safe(hooks.logger).info("Running %s", task)
         self._in_flight.add(flight)
         try:
             if flight.begin():

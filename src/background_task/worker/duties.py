@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,7 @@ from django.apps import apps
 from django.db import connections, router
 from django.db.models import Count
 
-from background_task import signals, vendors
+from background_task import logs, signals, vendors
 from background_task.api import registry, startup
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from background_task.api.proxy import TaskProxy
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 INTERVAL = 60.0
 AFTER_A_FAILURE = 5.0

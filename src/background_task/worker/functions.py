@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from background_task import logs, vendors
 from background_task import tasks as hooks
-from background_task import vendors
 from background_task.api import context
 from background_task.execution.attempt import Attempt, encode
 from background_task.execution.call import leave_if_forked
@@ -39,7 +39,7 @@ from background_task.worker.options import Queues
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # How long a batch is meant to take, and how often the watchdog looks, in seconds.
 MEANT_TO_TAKE = 0.05
@@ -259,6 +259,7 @@ class _Runner:
         self._batch = batch
         self._plans = Plans(tasks._tasks)
         self._is_watched = acknowledge.is_watched()
+        self._log = logs.safe(hooks.logger)
         self._tells = hooks.logger.isEnabledFor(logging.INFO)
         self._interruptible = interruptible()
         self._place = here()
@@ -276,7 +277,7 @@ class _Runner:
         while (claimed := self._batch.next(done)) is not None:
             plan = self._plans.of(claimed)
             if self._tells:
-                hooks.logger.info("Running %s", claimed)
+                self._log.info("Running %s", claimed)
             try:
                 done = self._run_quickly(claimed, plan) if plan else self._run_fully(claimed)
             except ForcedStop:
@@ -325,7 +326,7 @@ class _Runner:
             self._succeed_by_itself(ended._replace(claim=self._batch.current_marked()))
             return None
         if self._tells:
-            hooks.logger.info("Ran task and deleting %s", claimed)
+            self._log.info("Ran task and deleting %s", claimed)
         return ended
 
     def _give_up(self, claimed: Claim, error: BaseException) -> None:
@@ -403,7 +404,7 @@ class _Runner:
         if isinstance(row, Claim):
             found = taking.read(self._using, [row], self._by).get(row.pk)
             if found is None:
-                hooks.logger.warning(
+                self._log.warning(
                     "%s cannot be recorded: its row was deleted or taken over meanwhile", row
                 )
                 return None

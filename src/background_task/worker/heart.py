@@ -6,7 +6,6 @@ it looks whose heart has stopped.
 
 from __future__ import annotations
 
-import logging
 import random
 import selectors
 import socket
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.models.rows import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
@@ -23,7 +22,7 @@ from background_task.storage.engine import Engine
 from background_task.storage.transient import BETWEEN_COMPLAINTS, TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.

@@ -5,7 +5,6 @@ Parsed once, checked, and from then on a value.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -14,13 +13,14 @@ from typing import Any
 
 from django.conf import settings
 
+from background_task import logs
 from background_task.api import aliases
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies.arguments import LONGEST_NAME, did_you_mean
 from background_task.records import Wanted
 from background_task.settings import app_settings
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # Of the setting, whose keys are those of the command line in upper case.
 SETTING = "BACKGROUND_TASK_WORKER"

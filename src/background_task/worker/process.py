@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import socket
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
-from background_task import vendors
+from background_task import logs, vendors
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.execution.interruptions import limits
@@ -44,7 +43,7 @@ from background_task.worker.threads import Threads
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # The intervals are in seconds: how long nobody need tell the main thread to look, how often an end
 # is looked for, and how long the first beat may take.

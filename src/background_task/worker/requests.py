@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
 from django.db import connections
 
+from background_task import logs
 from background_task.exceptions import TaskCancelledError
 from background_task.execution.interruptions import find, limits
 from background_task.models import Task
@@ -15,7 +15,7 @@ from background_task.models.rows import this_worker
 from background_task.models.tasks import CANCEL
 from background_task.storage.cancel import cancel
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # What is taken and has not begun is given back within some tenths of a second.
 TRIES_TO_CANCEL = 50

@@ -6,7 +6,6 @@ its end is known here and need not be guessed.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 import socket
@@ -15,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from background_task import logs
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.execution import fuse
 from background_task.models.rows import this_worker
@@ -40,7 +40,7 @@ from background_task.worker.systemd import ServiceManager
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 # New interpreters: a fork would share connections, and locks that threads hold.
 _spawning = multiprocessing.get_context("spawn")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections
 
+from background_task import logs, vendors
 from background_task import tasks as hooks
-from background_task import vendors
 from background_task.api.proxy import DeclaredTask, TaskProxy
 from background_task.execution.notices import policy_of
 from background_task.execution.runs import runs
@@ -28,7 +27,7 @@ from background_task.storage.transient import HURRIED, TRANSIENT, persevere, rea
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 Taken = TypeVar("Taken")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,13 +9,14 @@ from contextlib import suppress
 
 from django.db import connections
 
+from background_task import logs
 from background_task.records import Wanted
 from background_task.signals import close_old
 from background_task.storage.engine import Engine
 from background_task.utils import ForcedStop, SignalManager
 from background_task.worker.functions import Functions
 
-logger = logging.getLogger("background_task.tasks")
+logger = logs.named("background_task.tasks")
 
 AFTER_A_FAILURE = 1.0
 

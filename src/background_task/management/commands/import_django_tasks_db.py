@@ -8,6 +8,7 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 
+from background_task.api import aliases
 from background_task.models import Task
 from background_task.storage import imports
 
@@ -44,6 +45,14 @@ class Command(BaseCommand):
                 "transaction can span both."
             )
         rows = model._base_manager.using(router.db_for_write(Task))
+        for alias in rows.values_list("backend_name", flat=True).distinct():
+            if aliases.database(alias) not in (None, router.db_for_write(Task)):
+                raise CommandError(
+                    f'The rows of the backend "{alias}" would be stored in the database '
+                    f"{router.db_for_write(Task)!r}, but TASKS says that this backend keeps its "
+                    f"tasks in {aliases.database(alias)!r}, where no worker would find them. "
+                    "Remove its DATABASE from OPTIONS until they have been imported and have run."
+                )
         running = rows.filter(status="RUNNING").count()
         statuses = ["READY", "RUNNING"] if options["include_running"] else ["READY"]
         if options["dry_run"]:
