@@ -24,6 +24,11 @@ def note(text):
 
 
 @background
+def nothing():
+    pass
+
+
+@background
 def slow(text, seconds=1.0):
     Note.objects.create(text=f"{text} begins")
     time.sleep(seconds)
