@@ -39,8 +39,9 @@ class Project:
     def manage(self, backend: str, *arguments: str) -> str:
         return self.database.manage("both", *arguments, **self.environment(backend))
 
-    def ask(self, backend: str, code: str) -> Any:
-        printed = self.database.run("both", "-c", START + code, **self.environment(backend))
+    def ask(self, backend: str, code: str, **more: str) -> Any:
+        environment = {**self.environment(backend), **more}
+        printed = self.database.run("both", "-c", START + code, **environment)
         return json.loads(printed.splitlines()[-1])
 
     def start(self, backend: str, *arguments: str) -> subprocess.Popen[str]:
@@ -123,6 +124,20 @@ def test_waiting_tasks_are_moved_with_their_ids_and_run_once(moving: Project) ->
     moving.work(lambda: moving.waiting() == 1)
     assert '[["running"], {}]' in moving.notes()
     assert moving.ask(OURS, f"print(json.dumps(write.get_result({running!r}).attempts))") == 1
+
+
+def test_nothing_is_moved_to_where_no_worker_of_the_backend_looks(moving: Project) -> None:
+    moving.ask(THEIRS, ENQUEUE)
+    importing = """
+from django.core.management import CommandError, call_command
+try:
+    call_command("import_django_tasks_db")
+except CommandError as error:
+    print(json.dumps(str(error)))
+"""
+    refused = moving.ask(OURS, importing, TEST_ELSEWHERE="1")
+    assert "keeps its tasks in 'elsewhere'" in refused
+    assert moving.waiting() == 0
 
 
 def test_workers_of_both_packages_and_the_import_at_once_run_each_task_once(

@@ -3,7 +3,7 @@
 import os
 from importlib.util import find_spec
 
-from project.settings import DATABASES  # noqa: F401 - the same servers, by the same variables
+from project.settings import DATABASES  # the same servers, by the same variables
 
 SECRET_KEY = "tests"
 USE_TZ = True
@@ -20,3 +20,6 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TASKS = {
     "default": {"BACKEND": os.environ["TEST_BACKEND"], "QUEUES": ["default", "mail"]},
 }
+if "TEST_ELSEWHERE" in os.environ:
+    DATABASES["elsewhere"] = DATABASES["default"]
+    TASKS["default"]["OPTIONS"] = {"DATABASE": "elsewhere"}
