@@ -45,7 +45,7 @@ def with_context(context: object, number: int) -> str:
 # Options of a declaration are checked by name and by type.
 background(max_attempt=3)  # type: ignore[call-overload]
 background(max_attempts="3")  # type: ignore[call-overload]
-task(retry_on=[int])  # type: ignore[call-overload]
+task(retry_on=[int])  # type: ignore[list-item]
 task(on_worker_loss="never")  # type: ignore[call-overload]
 background(backoff=lambda error, result: None, timeout=timedelta(minutes=1), give_up_on=(KeyError,))
 task(backoff=[1, timedelta(1)], retry_on=OSError, on_commit=True)
