@@ -50,7 +50,7 @@ for _ in range(200_000):
         ((uuid.UUID(int=1),), {}, TypeError, "Positional argument 1 of type UUID"),
         ((), {"name": {1, 2}}, TypeError, "Argument 'name' of type set"),
         (([b"bytes"],), {}, TypeError, "Positional argument 1 of type list"),
-        (({1: 1, "a": 2},), {}, TypeError, "Positional argument 1 of type dict"),
+        (({(1, 2): 1, "a": 2},), {}, TypeError, "Positional argument 1 of type dict"),
         ((CIRCULAR,), {}, TypeError, "Positional argument 1 of type list"),
         ((Account,), {}, TypeError, "primary key"),
         # what the function does not take

@@ -21,6 +21,7 @@ STEP = 5
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_whenever_a_worker_is_killed_every_task_ends_exactly_once(
     command: Callable[..., Child], tmp_path: Path, threads: str
