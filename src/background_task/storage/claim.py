@@ -13,7 +13,7 @@ claim_next  one row as a model instance, by the predecessor's steps, which proje
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from django.db import DataError
@@ -50,7 +50,13 @@ _STORED = "id, task_name, verbose_name, task_params, result_id, epoch, attempts,
 _COLUMNS = f'{_STORED}, ("repeat" > 0 OR unique_key IS NOT NULL) AS is_chain'
 
 
-def mark(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+def mark(
+    engine: Engine,
+    wanted: Wanted,
+    most: int,
+    by: Mark,
+    fitting: Callable[[Sequence[Claim]], int] = len,
+) -> list[Claim]:
     """Take the most urgent rows by writing into them; return them in their order.
 
     What other workers are taking in this moment is passed over without waiting.
@@ -60,23 +66,47 @@ def mark(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
         wanted: which rows.
         most: how many at most.
         by: who takes them.
+        fitting: returns how many of those that were found, from the first, are to be taken. Nobody
+            ever sees that the others were looked at.
     """
     if not wanted.names or most < 1:
         return []
     try:
         if engine.vendor.can_return_changed:
-            return _known(wanted, _mark_at_once(engine, wanted, most, by))
-        return _mark(engine, wanted, most, by)
+            return _mark_in_one(engine, wanted, most, by, fitting)
+        return _mark(engine, wanted, most, by, fitting)
     except ODD:  # one of them; which one it is, they tell one by one
         return _mark_one(engine, wanted, by)
 
 
-def _mark(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+def _mark(
+    engine: Engine,
+    wanted: Wanted,
+    most: int,
+    by: Mark,
+    fitting: Callable[[Sequence[Claim]], int],
+) -> list[Claim]:
     if not engine.vendor.lock and not engine.fetch(*_select(engine, wanted, 1, lock=False)):
         return []  # so that an idle worker does not ask for the lock of the whole database
     with engine.transaction():
         claims = hold(engine, wanted, most)
-        return mark_held(engine, claims, by)
+        return mark_held(engine, claims[: fitting(claims)], by)
+
+
+def _mark_in_one(
+    engine: Engine,
+    wanted: Wanted,
+    most: int,
+    by: Mark,
+    fitting: Callable[[Sequence[Claim]], int],
+) -> list[Claim]:
+    if most == 1:
+        return _known(wanted, _mark_at_once(engine, wanted, most, by))
+    with engine.transaction():
+        claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
+        count = fitting(claims)
+        leases.release(engine, [claim.pk for claim in claims[count:]])
+    return claims[:count]
 
 
 def _mark_at_once(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:

@@ -15,10 +15,9 @@ from background_task import logs
 from background_task.execution.connections import Known
 from background_task.execution.runs import runs
 from background_task.records import Claim, Wanted
-from background_task.storage import claim, leases
+from background_task.storage import claim
 from background_task.storage.batches import MOST_ROWS
 from background_task.storage.engine import Engine
-from background_task.storage.leases import Lock
 from background_task.utils import Canary, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
@@ -148,20 +147,18 @@ class Functions:
         return self._rescue(steps) if batch is None else batch
 
     def _mark(self, wanted: Wanted, most: int) -> Batch | None:
-        claims = claim.mark(self._engine, wanted, most, self._by)
+        return self._batched(claim.mark(self._engine, wanted, most, self._by, self._fitting))
+
+    def _fitting(self, claims: Sequence[Claim]) -> int:
         count = taking.together(self._tasks, claims)
-        if count < len(claims):
-            self._is_cut = True
-            locks = [Lock(each.pk, self._by.locked_by, each.epoch) for each in claims[count:]]
-            leases.hand_back(self._engine, locks)
-        return self._batched(claims[:count])
+        self._is_cut |= count < len(claims)
+        return count
 
     def _hold(self, wanted: Wanted, most: int) -> Batch | None:
         self._engine.begin()
         try:
             claims = claim.hold(self._engine, wanted, most)
-            count = taking.together(self._tasks, claims)
-            self._is_cut = count < len(claims)
+            count = self._fitting(claims)
             if count <= 1:  # it may have to be alone, or is: a note of it would cost as much
                 self._engine.roll_back()
                 return self._mark(wanted, 1) if claims else None
