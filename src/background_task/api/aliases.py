@@ -41,13 +41,6 @@ def backend(alias: str) -> Any:
     return _compat.django_tasks.task_backends[alias]
 
 
-def database(alias: str) -> str | None:
-    """Return the database that a backend of ours has named for its tasks, if it has."""
-    options = (getattr(settings, "TASKS", None) or {}).get(alias, {}).get("OPTIONS") or {}
-    named = options.get("DATABASE")
-    return None if named is None else str(named)
-
-
 def require_tasks() -> None:
     """Refuse what needs ``django.tasks`` where that is missing."""
     if not _compat.HAS_TASKS:

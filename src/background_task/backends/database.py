@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
-from django.dispatch import Signal
 from django.utils import timezone
 
 from background_task import signals
@@ -201,12 +200,16 @@ class DatabaseBackend(BaseTaskBackend):
             enqueue.insert(database, rows)
         else:
             enqueue.store(database, batch, len(batch.calls))
-        if _is_told_of_results(type(self)):
-            for result in batch.results:
-                _tell_caller(tasks_signals.task_enqueued, type(self), task_result=result)
+        told = batch.results if _is_told_of_results(type(self)) else []
+        # No receiver is to harm a transaction of the caller.
+        using = [each.alias for each in open_transactions()] if told or rows else []
+        for result in told:
+            signals.announce(
+                tasks_signals.task_enqueued, type(self), using=using, task_result=result
+            )
         if not is_eager:
             for row in rows:
-                _tell_caller(signals.task_created, type(self), task=row)
+                signals.announce(signals.task_created, type(self), using=using, task=row)
             return
         try:
             for row in rows:  # what an eager task raises is raised here
@@ -348,12 +351,6 @@ def _dated(kind: Kind, moment: datetime, *, is_deferred: bool) -> Kind:
     run_at = kind.run_at if is_deferred else moment
     state = State.READY if run_at <= moment else State.SCHEDULED
     return kind._replace(run_at=run_at, enqueued_at=moment, state=state)
-
-
-def _tell_caller(signal: Signal, sender: type, **arguments: Any) -> None:
-    """Send a signal in the caller's transactions, which no receiver can harm."""
-    using = [connection.alias for connection in open_transactions()]
-    signals.announce(signal, sender, using=using, **arguments)
 
 
 def _is_told_of_rows(sender: type) -> bool:

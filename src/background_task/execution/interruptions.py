@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -263,10 +264,6 @@ class Limit:
         self.at_last = when + GRACE + LAST_GRACE
 
 
-def _at_last(limit: Limit) -> float:
-    return limit.at_last
-
-
 class Limits:
     """The thread that looks at the clock. It is started when there is something to look for."""
 
@@ -304,7 +301,7 @@ class Limits:
         with self._changed:
             self._limits.discard(limit)
             if limit is self._fused:
-                self._light(min(self._limits, key=_at_last, default=None))
+                self._light(min(self._limits, key=attrgetter("at_last"), default=None))
 
     def _add(self, limit: Limit) -> Limit:
         with self._changed:

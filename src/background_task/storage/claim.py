@@ -72,8 +72,6 @@ def mark(
     if not wanted.names or most < 1:
         return []
     try:
-        if engine.vendor.can_return_changed:
-            return _mark_in_one(engine, wanted, most, by, fitting)
         return _mark(engine, wanted, most, by, fitting)
     except ODD:  # one of them; which one it is, they tell one by one
         return _mark_one(engine, wanted, by)
@@ -86,27 +84,19 @@ def _mark(
     by: Mark,
     fitting: Callable[[Sequence[Claim]], int],
 ) -> list[Claim]:
+    is_at_once = engine.vendor.can_return_changed
+    if is_at_once and most == 1:  # which fits, and one statement needs no transaction around it
+        return _known(wanted, _mark_at_once(engine, wanted, most, by))
     if not engine.vendor.lock and not engine.fetch(*_select(engine, wanted, 1, lock=False)):
         return []  # so that an idle worker does not ask for the lock of the whole database
     with engine.transaction():
-        claims = hold(engine, wanted, most)
-        return mark_held(engine, claims[: fitting(claims)], by)
-
-
-def _mark_in_one(
-    engine: Engine,
-    wanted: Wanted,
-    most: int,
-    by: Mark,
-    fitting: Callable[[Sequence[Claim]], int],
-) -> list[Claim]:
-    if most == 1:
-        return _known(wanted, _mark_at_once(engine, wanted, most, by))
-    with engine.transaction():
+        if not is_at_once:
+            claims = hold(engine, wanted, most)
+            return mark_held(engine, claims[: fitting(claims)], by)
         claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
         count = fitting(claims)
         leases.release(engine, [claim.pk for claim in claims[count:]])
-    return claims[:count]
+        return claims[:count]
 
 
 def _mark_at_once(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:

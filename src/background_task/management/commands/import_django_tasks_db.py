@@ -44,13 +44,15 @@ class Command(BaseCommand):
                 "The tables of django-tasks-db are in another database than ours, so that no "
                 "transaction can span both."
             )
-        rows = model._base_manager.using(router.db_for_write(Task))
-        for alias in rows.values_list("backend_name", flat=True).distinct():
-            if aliases.database(alias) not in (None, router.db_for_write(Task)):
+        here = router.db_for_write(Task)
+        rows = model._base_manager.using(here)
+        for alias in filter(aliases.exists, rows.values_list("backend_name", flat=True).distinct()):
+            there = getattr(aliases.backend(alias), "database", here)  # a backend of ours has one
+            if there != here:
                 raise CommandError(
                     f'The rows of the backend "{alias}" would be stored in the database '
-                    f"{router.db_for_write(Task)!r}, but TASKS says that this backend keeps its "
-                    f"tasks in {aliases.database(alias)!r}, where no worker would find them. "
+                    f"{here!r}, but TASKS says that this backend keeps its "
+                    f"tasks in {there!r}, where no worker would find them. "
                     "Remove its DATABASE from OPTIONS until they have been imported and have run."
                 )
         running = rows.filter(status="RUNNING").count()
