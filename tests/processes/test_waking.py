@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.db.backends.signals import connection_created
 from django.utils import timezone
 from notes import noted
 from project.models import Note
 from support import Child, wait_until
 
+from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,3 +92,37 @@ def test_a_row_that_the_predecessors_code_has_stored_is_taken_too(
     row = Task.objects.new_task("project.tasks.note", ["theirs"])
     Task.objects.bulk_create([row])
     wait_until(noted("theirs"))
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_task_of_a_module_that_nobody_has_imported_yet_is_taken(
+    idle: Callable[..., Child], threads: str
+) -> None:
+    if not HAS_TASKS:
+        pytest.skip("there is no django.tasks")
+    idle("--sleep", "0.5", "--threads", threads)
+    for name in ("add", "add_async"):
+        Task.objects.new_task(f"project.jobs.{name}", [1, 2]).save()
+    wait_until(lambda: CompletedTask.objects.succeeded().count() == 3)
+
+
+def test_an_idle_worker_asks_postgresql_less_than_once_a_second() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("of the others it is the time on a core that counts")
+    asked: list[float] = []
+
+    def note(execute: Callable[..., Any], *arguments: Any) -> Any:
+        asked.append(time.monotonic())
+        return execute(*arguments)
+
+    def listen(connection: Any, **kwargs: Any) -> None:
+        connection.execute_wrappers.append(note)
+
+    connection_created.connect(listen)
+    try:
+        call_command("process_tasks", duration=14)
+    finally:
+        connection_created.disconnect(listen)
+    settled, end = asked[0] + 3, asked[-1] - 1
+    idle = [when for when in asked if settled < when < end]
+    assert 3 < len(idle) < end - settled

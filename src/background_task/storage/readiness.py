@@ -7,6 +7,8 @@ that code has stored or edited which knows no states, and those whose lock has e
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from background_task._compat import uuid7
@@ -33,16 +35,19 @@ class Look(NamedTuple):
     is_rescued: bool
     is_unsettled: bool
     upcoming: float | None
+    is_unknown: bool = False
 
 
-def free(engine: Engine, wanted: Wanted, state: State) -> tuple[str, list[Any]]:
+def free(
+    engine: Engine, wanted: Wanted, state: State, *, named: str = "IN"
+) -> tuple[str, list[Any]]:
     """Return the condition on rows that may be taken in this moment, and its parameters."""
     names = sorted(wanted.names)
     parameters: list[Any] = [*names]
     sql = [
         f"state = {state:d} AND locked_by IS NULL AND failed_at IS NULL",
         f"{engine.vendor.unindexed_run_at} <= {engine.now}",
-        f"task_name IN ({_marks(names)})",
+        f"task_name {named} ({_marks(names)})",
     ]
     if wanted.queues:
         sql.append(f"queue IN ({_marks(wanted.queues)})")
@@ -65,34 +70,60 @@ def _marks(values: Any) -> str:
     return ", ".join(["%s"] * len(values))
 
 
-def look(engine: Engine, wanted: Wanted) -> Look:
+def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
     """Look, without changing anything, whether there is something to take; one statement.
+
+    Args:
+        engine: where.
+        wanted: which rows.
+        known: the names that tasks are known to have; if none are given, others are not looked for.
 
     Returns:
         whether a row may run; whether one that has lost a worker may; whether :func:`promote` or
-        :func:`adopt` would find something; and in how many seconds the next row is due.
+        :func:`adopt` would find something; in how many seconds the next row is due; and, when
+        nothing may run, whether a row might if its name were known.
     """
     ready, parameters = first(engine, wanted, State.READY)
     rescued, same = first(engine, wanted, State.RESCUED)
+    unknown, others = _unknown(engine, wanted, known) if known else ("NULL", [])
     until = engine.vendor.seconds_until(engine.now, "MIN(run_at)")
     sql = f"""
         SELECT ({ready}), ({rescued}),
             EXISTS(SELECT 1 FROM background_task WHERE state IS NULL),
-            (SELECT {until} FROM background_task WHERE state = {State.SCHEDULED:d})
+            (SELECT {until} FROM background_task WHERE state = {State.SCHEDULED:d}), {unknown}
     """
-    found, of_the_lost, is_unknown, seconds = engine.fetch(sql, [*parameters, *same])[0]
+    row = engine.fetch(sql, [*parameters, *same, *others])[0]
+    found, of_the_lost, is_stateless, seconds, is_unknown = row
     upcoming = None if seconds is None else float(seconds)
-    is_due = upcoming is not None and upcoming <= 0
-    return Look(found is not None, of_the_lost is not None, bool(is_unknown) or is_due, upcoming)
+    return Look(
+        is_ready=found is not None,
+        is_rescued=of_the_lost is not None,
+        is_unsettled=bool(is_stateless) or (upcoming is not None and upcoming <= 0),
+        upcoming=upcoming,
+        is_unknown=bool(is_unknown),
+    )
 
 
-def first(engine: Engine, wanted: Wanted, state: State = State.READY) -> tuple[str, list[Any]]:
+def _unknown(engine: Engine, wanted: Wanted, known: Collection[str]) -> tuple[str, list[Any]]:
+    """Return an expression that is true if only rows of other names may run.
+
+    What is known is looked for first, since a deep queue of it would have to be read to its end.
+    """
+    ready, parameters = first(engine, wanted)
+    other, others = first(engine, replace(wanted, names=known), named="NOT IN")
+    sql = f"CASE WHEN ({ready}) IS NULL THEN ({other}) IS NOT NULL END"
+    return sql, [*parameters, *others]
+
+
+def first(
+    engine: Engine, wanted: Wanted, state: State = State.READY, *, named: str = "IN"
+) -> tuple[str, list[Any]]:
     """Return a statement for the key of the row that is to run first, if any may.
 
     It is asked for in the order of the index. A planner that was free to choose would read the
     table from its start, where the rows are that have been deleted meanwhile.
     """
-    which, parameters = free(engine, wanted, state)
+    which, parameters = free(engine, wanted, state, named=named)
     table = engine.vendor.in_order_of_queue if wanted.queues else engine.vendor.in_order
     return f"SELECT id FROM {table} WHERE {which} ORDER BY {order()} LIMIT 1", parameters
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +54,31 @@ class Duties:
             self.keep_declared_chains()
         self._try("report unknown names", self.report_unknown_names)
 
-    def run_when_idle(self) -> None:
+    def known(self) -> Collection[str]:
+        """Return the names of which there is nothing to find out."""
+        return {*self._tasks._tasks, *self._reported}
+
+    def expect_unknown(self) -> None:
+        """Know that a row has another name; safe in any thread."""
+        self._next_look = 0.0
+
+    def run_when_idle(self, *, is_told: bool) -> bool:
         """Look whether what waits is declared in a module that nobody has imported yet.
 
         Only where nothing else is due, so the look is cheap however deep the queue may be.
+
+        Args:
+            is_told: whether somebody sees to it that :meth:`expect_unknown` is called.
+
+        Returns:
+            whether there are tasks now that were not known before.
         """
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + BETWEEN_LOOKS
-            self._try("report unknown names", self.report_unknown_names)
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = math.inf if is_told else time.monotonic() + BETWEEN_LOOKS
+        known = len(self._tasks._tasks)
+        self._try("report unknown names", self.report_unknown_names)
+        return len(self._tasks._tasks) > known
 
     def _try(self, what: str, duty: Callable[[], object]) -> None:
         try:

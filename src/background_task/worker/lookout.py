@@ -9,7 +9,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -56,15 +56,26 @@ class Lookout(Heart):
         using: the alias of the database.
         drivers: who waits for tasks.
         sleep: seconds between two looks where nothing has told of new rows.
+        known: returns the names that tasks are known to have.
+        on_unknown: called when nothing may run but rows of other names.
         options: see :class:`Heart`.
     """
 
     def __init__(
-        self, using: str, *, drivers: Sequence[Driver], sleep: float, **options: Any
+        self,
+        using: str,
+        *,
+        drivers: Sequence[Driver],
+        sleep: float,
+        known: Callable[[], Collection[str]] = tuple,
+        on_unknown: Callable[[], None] = lambda: None,
+        **options: Any,
     ) -> None:
         super().__init__(using, **options)
         self._drivers = drivers
         self._sleep = sleep
+        self._known = known
+        self._on_unknown = on_unknown
         self._next_look = 0.0
         self._echoes: deque[float] = deque()
         self._watch: vendors.Watch = vendors.AlwaysNews()
@@ -122,16 +133,19 @@ class Lookout(Heart):
         wanted = _wanted(drivers)
         if not wanted.names:
             return
+        known = self._known() if self._hungry() else ()
         with self._using_engine:
-            found = readiness.look(self._engine, wanted)
+            found = readiness.look(self._engine, wanted, known)
             if found.is_unsettled:
                 if readiness.adopt(self._engine):
                     # A worker of the predecessor may have locked some of them, and be gone.
                     readiness.expire(self._engine)
                 readiness.promote(self._engine)
-                found = readiness.look(self._engine, wanted)
+                found = readiness.look(self._engine, wanted, known)
         if found.is_ready or found.is_rescued:
             _wake(drivers)
+        elif found.is_unknown:
+            self._on_unknown()
         if found.upcoming is not None:
             upcoming = time.monotonic() + max(found.upcoming, 0)
             self._next_look = min(self._next_look, upcoming)

@@ -85,6 +85,7 @@ class Process:
         self._replace = replace
         self._deadline = time.monotonic() + options.duration if options.duration > 0 else None
         self._budget = Budget(options.max_tasks, options.max_memory)
+        self._duties = Duties(tasks)
         self._next_claim = 0.0
         self._using = ""
         self._functions: Functions | None = None
@@ -142,6 +143,8 @@ class Process:
                 queues=str(options.queues),
                 drivers=drivers if self._threads is not None else [self, *drivers],
                 sleep=options.sleep,
+                known=self._duties.known,
+                on_unknown=self._expect_unknown,
                 supervisor=self._supervisor,
                 on_request=partial(requests.heed, self._using),
             )
@@ -248,7 +251,6 @@ class Process:
         return self._budget.is_spent or self._budget.was_too_heavy
 
     def _work(self) -> None:
-        duties = Duties(self._tasks)
         is_ready = False
         while not self._is_enough():
             self._keep_signals()
@@ -257,19 +259,29 @@ class Process:
             if not is_ready:
                 is_ready = True
                 self._say_ready()
-            duties.run_if_due()
+            self._duties.run_if_due()
             self._start_others()
             if self._run_some():
                 self._rest()
                 continue
             close_old()
-            duties.run_when_idle()
+            if self._duties.run_when_idle(is_told=self._is_told()):
+                self._wake_all()
             if self._options.burst and self._is_done():
                 break
             self._wait_for_work()
         self._service.is_stopping()
         self._drain()
         logger.info("Stopped; no task was left running")
+
+    def _wake_all(self) -> None:
+        for each in (self, self._threads, self._coroutines):
+            if each is not None:
+                each.wake()
+
+    def _expect_unknown(self) -> None:
+        self._duties.expect_unknown()
+        self.wake()
 
     def _keep_signals(self) -> None:
         """Take signals back that a task has taken; asyncio leaves them at their defaults."""
@@ -361,9 +373,9 @@ class Process:
 
     def _is_done(self) -> bool:
         """Tell whether nothing runs and nothing is due."""
-        others = (self._threads, self._coroutines)
 
         def is_busy() -> bool:
+            others = (self._threads, self._coroutines)
             return any(each is not None and each.is_busy for each in others)
 
         if is_busy():
@@ -380,9 +392,7 @@ class Process:
         if unless_unreachable(engine.connection, look, otherwise=False):
             # What one of them has taken meanwhile it may give back, when it is to stop.
             return not is_busy()
-        for each in (self, *others):
-            if each is not None:
-                each.wake()
+        self._wake_all()
         return False
 
     def _drain(self) -> None:
