@@ -123,5 +123,16 @@ def _worker() -> list[Target]:
     ]  # fmt: skip
 
 
+def _idle() -> list[Target]:
+    commits = value("postgresql", "idle, transactions")
+    return [
+        *(
+            _lower(f"{name}, idle", 1, 1, value(database, "idle, CPU"), "% of a core")
+            for database, name in NAMES.items()
+        ),
+        _lower("PostgreSQL, idle, transactions", 1, 1, commits, "1/s"),
+    ]
+
+
 NAMES = {"postgresql": "PostgreSQL", "sqlite": "SQLite", "mysql": "MariaDB"}
-TARGETS = [*_drain(), *_enqueue(), *_pickup(), *_backlog(), *_worker()]
+TARGETS = [*_drain(), *_enqueue(), *_pickup(), *_backlog(), *_worker(), *_idle()]

@@ -13,7 +13,9 @@ from place import Place
 from processes import Child, Records, check
 
 IDLE = 3
-WATCHED = 10
+# PostgreSQL learns from an idle connection what it has done within ten seconds.
+SETTLED = 12
+WATCHED = 20
 
 BARE = """
 import time, django
@@ -59,7 +61,7 @@ def idle(place: Place) -> Iterator[Sample]:
     place.run("fill", 0)
     records = Records(place.folder)
     with place.workers(records) as children:
-        time.sleep(IDLE)
+        time.sleep(SETTLED)
         ticks, commits = _ticks(children[0]), _commits(place)
         time.sleep(WATCHED)
         check(children[0], place.log)
