@@ -19,8 +19,8 @@ from django.utils import timezone
 from project.models import Follower
 
 from background_task.execution.runs import runs
+from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
-from background_task.models.rows import this_worker
 from background_task.records import Claim, Ended, Mark, Wanted
 from background_task.signals import task_successful
 from background_task.states import State

@@ -26,7 +26,8 @@ from support import wait_until
 from background_task import background, signals
 from background_task.discovery import autodiscover
 from background_task.exceptions import TaskModuleError
-from background_task.models import CompletedTask, Task, rows
+from background_task.identity import this_worker
+from background_task.models import CompletedTask, Task
 from background_task.tasks import TaskSchedule, tasks
 from background_task.worker.duties import Duties
 
@@ -615,6 +616,6 @@ def test_the_worker_of_a_row_has_a_name_that_no_other_process_has() -> None:
 
     task()
     tasks.run_next_task()
-    assert CompletedTask.objects.get().worker_id == rows.this_worker()
-    assert len(rows.this_worker()) <= 64
-    assert wait_until(lambda: rows.this_worker().count(":") == 2)
+    assert CompletedTask.objects.get().worker_id == this_worker()
+    assert len(this_worker()) <= 64
+    assert wait_until(lambda: this_worker().count(":") == 2)

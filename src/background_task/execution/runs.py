@@ -17,8 +17,8 @@ from types import FrameType
 from django.db import connections
 
 from background_task import logs, vendors
+from background_task.identity import this_worker
 from background_task.models import Task
-from background_task.models.rows import this_worker
 from background_task.settings import app_settings
 from background_task.storage import leases
 from background_task.storage.batches import in_batches

@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from background_task import vendors
-from background_task.models import rows
+from background_task.identity import this_worker
 from background_task.models.creators import CreatedByQuerySet
 from background_task.policies import arguments
 from background_task.settings import app_settings
@@ -69,7 +69,7 @@ def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
         "locked_at": now,
         "state": State.RUNNING,
         "epoch": Coalesce(F("epoch"), 0) + 1,
-        "worker_id": rows.this_worker(),
+        "worker_id": this_worker(),
         "started_at": Coalesce(F("started_at"), Value(now, models.DateTimeField())),
     }
 
@@ -97,7 +97,7 @@ class TaskManager(_TaskManager["Task"]):
         ready = self.get_queryset().due(now, queue)
         if not app_settings.BACKGROUND_TASK_RUN_ASYNC:
             return ready
-        mine = self.get_queryset().locked(now).filter(worker_id=rows.this_worker())
+        mine = self.get_queryset().locked(now).filter(worker_id=this_worker())
         free = app_settings.BACKGROUND_TASK_ASYNC_THREADS - mine.count()
         return ready[:free] if free > 0 else self.get_queryset().none()
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import uuid
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +11,7 @@ from django.contrib import admin
 from django.db import models
 from django.utils import timezone
 
+from background_task import identity
 from background_task._compat import uuid7
 from background_task.models.creators import HasCreator
 from background_task.settings import app_settings
@@ -98,18 +93,19 @@ class Row(HasCreator):
         """Tell whether the process that holds the lock lives; None when the row is not locked.
 
         A process of another host cannot be asked, so a lock of such a one counts as alive until it
-        is ``MAX_RUN_TIME`` old. No signal is ever sent: on Windows, number 0 is Ctrl-C.
+        is ``MAX_RUN_TIME`` old.
         """
         if not self.locked_by:
             return None
-        host, pid = _parse(self.worker_id)
-        if host is None or str(pid) != self.locked_by:
-            # Locked by the predecessor, or by a runner with a name of its own.
-            host, pid = _hostname(), int(self.locked_by) if self.locked_by.isdecimal() else None
-        if pid is None:
+        if identity.number_of(self.worker_id) == self.locked_by:
+            has_ended = identity.has_ended(self.worker_id)
+            is_alive = None if has_ended is None else not has_ended
+        elif self.locked_by.isdecimal():  # by the predecessor, or a runner with a name of its own
+            is_alive = identity.process_exists(int(self.locked_by))
+        else:
             return False
-        if host == _hostname() and (alive := _process_exists(pid)) is not None:
-            return alive
+        if is_alive is not None:
+            return is_alive
         lease = timedelta(seconds=app_settings.BACKGROUND_TASK_MAX_RUN_TIME)
         return self.locked_at is not None and self.locked_at > timezone.now() - lease
 
@@ -117,51 +113,3 @@ class Row(HasCreator):
     def has_error(self) -> bool:
         """Tell whether an attempt has failed."""
         return bool(self.last_error)
-
-
-@cache
-def _hostname() -> str:
-    return socket.gethostname()[:40].replace(":", "-")
-
-
-@cache
-def _process_token(pid: int) -> str:
-    return uuid.uuid4().hex[:8]
-
-
-def this_worker() -> str:
-    """Return the name of this process, unique among all hosts: ``host:pid:token``."""
-    return f"{_hostname()}:{os.getpid()}:{_process_token(os.getpid())}"
-
-
-def has_ended(worker_id: str) -> bool | None:
-    """Tell whether a worker was a process of this host that is no more; None if it is unknown."""
-    host, pid = _parse(worker_id)
-    if host != _hostname() or pid is None:
-        return None
-    if pid == os.getpid():
-        return worker_id != this_worker()  # its number is ours now, as it is in containers
-    exists = _process_exists(pid)
-    return None if exists is None else not exists
-
-
-def _parse(worker_id: str | None) -> tuple[str | None, int | None]:
-    with contextlib.suppress(ValueError):
-        host, pid, _ = (worker_id or "").split(":")
-        return host, int(pid)
-    return None, None
-
-
-def _process_exists(pid: int) -> bool | None:
-    """Look for a process of this host without touching it; None where that cannot be seen."""
-    if Path("/proc/self").exists():
-        return Path(f"/proc/{pid}").exists()
-    if os.name != "posix":
-        return None
-    try:
-        os.kill(pid, 0)  # POSIX: checks only, sends nothing
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

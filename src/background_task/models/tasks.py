@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from background_task import logs, vendors
 from background_task._compat import uuid7
+from background_task.identity import this_worker
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatorForeignKey
@@ -190,7 +191,7 @@ class Task(rows.Row):
         if not taken:
             return None
         # None again when somebody deletes the row, or gives it to another, in this moment.
-        return manager.filter(pk=self.pk, locked_at=now, worker_id=rows.this_worker()).first()
+        return manager.filter(pk=self.pk, locked_at=now, worker_id=this_worker()).first()
 
     def held(self) -> TaskQuerySet:
         """Return the row as a queryset: empty when it was deleted or handed to another run."""

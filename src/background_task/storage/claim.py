@@ -19,8 +19,8 @@ from typing import Any
 from django.db import DataError
 
 from background_task import logs
+from background_task.identity import this_worker
 from background_task.models import Task
-from background_task.models.rows import this_worker
 from background_task.records import Claim, Mark, Wanted
 from background_task.settings import app_settings
 from background_task.states import State

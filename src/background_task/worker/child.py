@@ -52,7 +52,7 @@ def main(orders: Connection, options: Options, supervisor: str, log_std: bool) -
 
 def _work(orders: Connection, options: Options, supervisor: str, log_std: bool) -> int:
     from background_task.exceptions import BackgroundTaskError
-    from background_task.models.rows import this_worker
+    from background_task.identity import this_worker
     from background_task.tasks import tasks
     from background_task.worker.output import log_what_is_printed
     from background_task.worker.process import Process

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from background_task import logs, vendors
-from background_task.models.rows import has_ended, this_worker
+from background_task.identity import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine

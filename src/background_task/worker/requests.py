@@ -10,8 +10,8 @@ from django.db import connections
 from background_task import logs
 from background_task.exceptions import TaskCancelledError
 from background_task.execution.interruptions import find, limits
+from background_task.identity import this_worker
 from background_task.models import Task
-from background_task.models.rows import this_worker
 from background_task.models.tasks import CANCEL
 from background_task.storage.cancel import cancel
 

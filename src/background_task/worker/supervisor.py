@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from background_task import logs
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.execution import fuse
-from background_task.models.rows import this_worker
+from background_task.identity import this_worker
 from background_task.storage import workers
 from background_task.storage.engine import Engine
 from background_task.storage.transient import TRANSIENT, reason

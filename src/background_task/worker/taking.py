@@ -14,8 +14,8 @@ from background_task import tasks as hooks
 from background_task.api.proxy import DeclaredTask, TaskProxy
 from background_task.execution.notices import policy_of
 from background_task.execution.runs import runs
+from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
-from background_task.models.rows import this_worker
 from background_task.policies.runs import is_async
 from background_task.records import Claim, Mark
 from background_task.settings import app_settings
