@@ -6,13 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 from project import jobs
 from project.models import Note
 from project.tasks import note
 
 from background_task import background
-from background_task._compat import HAS_TASKS, tasks_base
+from background_task._compat import HAS_TASKS, tasks_base, tasks_signals
 from background_task.models import CompletedTask, Task, Worker
 from background_task.policies.repetition import chain_key
 from background_task.signals import task_cancelled, task_failed
@@ -117,6 +118,26 @@ def test_a_result_says_that_its_task_was_cancelled() -> None:
     assert not result.cancel()
     with pytest.raises(ValueError, match="Task failed"):
         result.wait(timeout=5)
+
+
+@pytest.mark.skipif(not HAS_TASKS, reason="there is no django.tasks")
+def test_djangos_signal_tells_of_it_after_the_commit_and_only_once() -> None:
+    heard: list[Any] = []
+
+    def finished(task_result: Any, **kwargs: Any) -> None:
+        heard.append((task_result.id, task_result.status, connection.in_atomic_block))
+
+    result = jobs.add.enqueue(1)
+    note("through the other door").cancel()
+    tasks_signals.task_finished.connect(finished)
+    try:
+        with transaction.atomic():
+            assert result.cancel()
+            assert not heard
+        assert not result.cancel()
+    finally:
+        tasks_signals.task_finished.disconnect(finished)
+    assert heard == [(result.id, tasks_base.TaskResultStatus.FAILED, False)]
 
 
 @pytest.mark.skipif(not HAS_TASKS, reason="there is no django.tasks")

@@ -14,6 +14,7 @@ from project import jobs
 from project import tasks as own
 from project.models import Note
 
+import background_task
 from background_task import background
 from background_task.models import CompletedTask, Task
 from background_task.testing import (
@@ -181,6 +182,37 @@ def test_eager_tasks_run_at_once_and_through_both_doors() -> None:
     assert not Task.objects.exists()
     own.note("as ever")
     assert Task.objects.exists()
+
+
+def test_all_of_many_run_at_once_although_one_raises() -> None:
+    backend: Any = jobs.add.get_backend()
+    calls = [(own.note, ["1"], {}), (jobs.raises, ["no"], {}), (own.note, ["2"], {})]
+    with eager_tasks(), pytest.raises(LookupError, match="no"):
+        backend.enqueue_many(calls)
+    assert [note.text for note in Note.objects.order_by("id")] == ["1", "2"]
+
+
+def test_what_is_stored_at_the_commit_is_explained(
+    django_capture_on_commit_callbacks: Callable[..., Any],
+) -> None:
+    late = background_task.task(on_commit=True)(jobs.add.func)
+    with django_capture_on_commit_callbacks(execute=True):
+        late.enqueue(1)
+        with pytest.raises(AssertionError, match="captureOnCommitCallbacks"):
+            assert_enqueued(late)
+    assert_enqueued(late)
+
+
+@pytest.mark.parametrize("count", ["1", True, 1.0])
+def test_a_count_that_is_no_number_is_refused(count: Any) -> None:
+    with pytest.raises(TypeError, match="count must be a whole number"):
+        assert_enqueued(own.note, count=count)
+
+
+@pytest.mark.parametrize("queue", ["", 5])
+def test_a_queue_that_has_no_name_is_refused(queue: Any) -> None:
+    with pytest.raises(TypeError, match="queue must be the name"):
+        run_due_tasks(queue=queue)
 
 
 def test_the_fixtures_of_the_plugin_are_the_same(

@@ -17,5 +17,7 @@ class BackgroundTasksAppConfig(AppConfig):
     def ready(self) -> None:
         """Connect the receivers, register the system checks, and start what is to be embedded."""
         from background_task import checks, embedded, signals  # noqa: F401
+        from background_task.execution import notices
 
+        signals.task_cancelled.connect(notices.tell_of_cancelled)
         embedded.start_beside_runserver()

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from background_task import logs, signals, vendors
 from background_task.api import registry
-from background_task.api.options import run_policy
+from background_task.api.options import require_function, run_policy
 from background_task.api.proxy import DeclaredTask, TaskProxy, check_every
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, BackgroundTaskError
@@ -242,16 +242,14 @@ class Tasks:
         Raises:
             ArgumentTypeError, ArgumentValueError: an argument is not as described.
         """
+        if name is not None and not isinstance(name, str):
+            require_function("@background", name)
         function = name if callable(name) else None
         given = None if callable(name) else name
         policy = run_policy(options, _KEYWORDS)
 
         def decorate(function: Callable[..., Any]) -> TaskProxy[..., Any]:
-            if not callable(function):
-                raise ArgumentTypeError(
-                    f"@background marks functions, not {type(function).__name__} "
-                    f"({function!r:.80})."
-                )
+            require_function("@background", function)
             if given is None and not hasattr(function, "__name__"):
                 raise ArgumentTypeError(
                     f"{function!r:.80} has no name of its own: give one, @background('my.name')."

@@ -18,7 +18,10 @@ import background_task
 from background_task import background
 from background_task._compat import django_tasks, tasks_base, tasks_signals
 from background_task.api import registry
+from background_task.backends import DatabaseBackend
 from background_task.models import Attempt, CompletedTask, Task
+from background_task.storage import readiness
+from background_task.storage.engine import Engine
 from background_task.tasks import TaskSchedule, tasks
 from background_task.worker.duties import Duties
 
@@ -322,3 +325,44 @@ def test_a_name_of_a_row_never_imports_what_is_not_of_the_project() -> None:
     import sys
 
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("entry", "number", "words"),
+    [
+        ({"QUES": []}, "E005", "Did you mean 'QUEUES'"),
+        ({"QUEUES": "mail"}, "E006", "list of the names"),
+        ({"QUEUES": [5]}, "E006", "list of the names"),
+        ({"QUEUES": ["x" * 191]}, "E006", "191 characters"),
+    ],
+)
+def test_a_wrong_entry_in_tasks_is_reported(entry: dict[str, Any], number: str, words: str) -> None:
+    backend = DatabaseBackend("own", {"BACKEND": "…", **entry})
+    (message,) = backend.check()
+    assert message.id == f"background_task.{number}"
+    assert words in f"{message.msg} {message.hint}"
+
+
+def test_what_is_no_function_cannot_be_marked_and_what_is_marked_not_again() -> None:
+    for mark in (background, background_task.task):
+        with pytest.raises(TypeError, match="is a task already"):
+            mark(jobs.add)
+        with pytest.raises(TypeError, match="is a task already"):
+            mark(own.note)
+        with pytest.raises(TypeError, match="marks functions, not int"):
+            mark(5)
+    with pytest.raises(TypeError, match=r"using\(run_after=\.\.\.\)"):
+        background_task.task(run_after=1)(jobs.add.func)
+
+
+def test_a_task_that_its_worker_did_not_survive_has_one_error_and_one_worker_for_each() -> None:
+    result = jobs.add.enqueue(1)
+    for _ in range(4):  # MAX_LOSSES is 3
+        assert Task.objects.get().lock("gone")
+        Task.objects.update(locked_at=timezone.now() - timedelta(days=1))
+        readiness.settle(Engine.on("default"))
+    assert tasks.run_next_task()
+    result.refresh()
+    assert result.status == Status.FAILED
+    assert [error.exception_class.__name__ for error in result.errors] == ["WorkerLostError"] * 4
+    assert result.attempts == len(result.worker_ids) == 4

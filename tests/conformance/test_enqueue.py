@@ -13,6 +13,7 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 from project import jobs
+from project.tasks import note
 
 import background_task
 from background_task import background
@@ -304,3 +305,26 @@ def test_those_that_wait_for_the_commit_may_be_stored_with_others(ours: Backend)
         str(each) for each in Task.objects.values_list("result_id", flat=True)
     }
     assert all(jobs.add.get_result(each.id).enqueued_at == each.enqueued_at for each in results)
+
+
+def test_the_ids_of_many_are_in_the_order_of_the_calls(ours: Backend) -> None:
+    ids = [result.id for result in jobs.add.enqueue_many([(number,) for number in range(500)])]
+    assert ids == sorted(set(ids))
+    assert len(ids) == 500
+
+
+def test_a_backend_takes_functions_of_background_too(ours: Backend) -> None:
+    result = ours.backend.enqueue(note, ["x"], {})
+    assert note.get_result(result.id).args == ["x"]
+
+
+def test_a_time_that_has_passed_is_told_like_any_other(ours: Backend) -> None:
+    result = jobs.add.using(run_after=timezone.now() - timedelta(days=1)).enqueue(1)
+    assert jobs.add.get_result(result.id).task.run_after == result.task.run_after
+
+
+def test_arguments_that_contain_themselves_are_refused_by_name(ours: Backend) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(TypeError, match="Positional argument 1 of type list"):
+        jobs.add.enqueue(endless)

@@ -126,6 +126,45 @@ def test_waiting_tasks_are_moved_with_their_ids_and_run_once(moving: Project) ->
     assert moving.ask(OURS, f"print(json.dumps(write.get_result({running!r}).attempts))") == 1
 
 
+ODD = """
+from django_tasks_db.models import DBTaskResult
+rows = DBTaskResult.objects.all()
+write.enqueue("first")
+for number, changes in enumerate([
+    {"task_path": "x" * 200}, {"task_path": ""}, {"args_kwargs": {}}, {"args_kwargs": [1]},
+    {"queue_name": "q" * 200}, {"backend_name": "b" * 100},
+]):
+    row = write.enqueue(number)
+    rows.filter(id=row.id).update(**changes)
+write.enqueue("last")
+print(json.dumps(None))
+"""
+IMPORT = """
+import io
+from django.core.management import CommandError, call_command
+out = io.StringIO()
+try:
+    call_command("import_django_tasks_db", *options, stdout=out)
+except CommandError as error:
+    print(json.dumps([out.getvalue(), str(error)]))
+"""
+
+
+def test_rows_that_cannot_be_stored_here_are_left_and_named_and_stop_no_other(
+    moving: Project,
+) -> None:
+    moving.ask(THEIRS, ODD)
+    for options, done in ((["--dry-run"], "2 task(s) to import"), ([], "2 task(s) imported")):
+        printed, error = moving.ask(OURS, f"options = {options}\n{IMPORT}")
+        assert done in printed
+        assert "6 task(s) cannot be imported, and stay where they are" in error
+        for words in ("200 characters", "name is empty", "args_kwargs is {}", "queue:", "backend:"):
+            assert words in error
+    assert moving.ask(OURS, LEFT) == ["READY"] * 6
+    assert moving.waiting() == 2
+    assert "0 task(s) imported" in moving.ask(OURS, f"options = []\n{IMPORT}")[0]
+
+
 def test_nothing_is_moved_to_where_no_worker_of_the_backend_looks(moving: Project) -> None:
     moving.ask(THEIRS, ENQUEUE)
     importing = """

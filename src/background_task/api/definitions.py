@@ -130,14 +130,20 @@ def task(
     Django 6.1 and the package ``django-tasks`` hand the options on by themselves; 6.0 does not.
     """
     options.refuse_what_is_to_come(more)
+    if "run_after" in more:
+        raise ArgumentTypeError(
+            "run_after cannot be defined statically with the @task decorator. "
+            "Use .using(run_after=...) to set it dynamically."
+        )
 
     def decorate(function: Callable[..., Any]) -> Any:
+        options.require_function("@task", function)
         task_class = django_tasks.task_backends[backend].task_class
-        known = {field.name for field in fields(task_class)}
+        known = {field.name for field in fields(task_class)} - {"func"}
         for name in more:
             if name not in known:
                 raise ArgumentTypeError(
-                    f"{name!r} is no option of the backend {backend!r}."
+                    f"{name!r} is no option of the backend {backend!r} ({task_class.__module__})."
                     f"{options.did_you_mean(name, known)}"
                 )
         return task_class(

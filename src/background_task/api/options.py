@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
@@ -33,6 +33,24 @@ def run_policy(given: Mapping[str, Any], accepted: tuple[str, ...] = ()) -> RunP
                 f"{name!r} is no option of @background.{did_you_mean(name, [*NAMES, *accepted])}"
             )
     return RunPolicy(**given)
+
+
+def require_function(decorator: str, given: Any) -> Callable[..., Any]:
+    """Return what is to be marked as a task, if that can be.
+
+    Raises:
+        ArgumentTypeError: it is no function, or marked already.
+    """
+    if hasattr(given, "task_function") or hasattr(given, "module_path"):
+        raise ArgumentTypeError(
+            f"{given!r:.80} is a task already: mark the function with {decorator} only. "
+            "A function marked with @background has .enqueue(), too."
+        )
+    if not callable(given):
+        raise ArgumentTypeError(
+            f"{decorator} marks functions, not {type(given).__name__} ({given!r:.80})."
+        )
+    return given  # type: ignore[no-any-return]
 
 
 def refuse_what_is_to_come(given: Mapping[str, Any]) -> None:

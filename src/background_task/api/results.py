@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +34,9 @@ if TYPE_CHECKING:
 logger = logs.named("background_task.tasks")
 
 Status = tasks_base.TaskResultStatus
+# In seconds. To wait longer than a century is to wait for ever: larger numbers are no floats.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+LONGEST_WAIT = 3e9
 UNKNOWN_WORKER = "unknown"
 
 # What any of the databases takes in one statement, as it is set up by default.
@@ -146,12 +147,14 @@ def _pauses(timeout: float | None) -> Iterator[float]:
         ArgumentTypeError: ``timeout`` is no number.
     """
     if timeout is not None and (
-        isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout)
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout
     ):
         raise ArgumentTypeError(
             f"timeout must be a number of seconds, or None, not {type(timeout).__name__} "
             f"({timeout!r:.80})."
         )
+    if timeout is not None and timeout > LONGEST_WAIT:
+        timeout = None
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = SHORTEST_PAUSE
     while deadline is None or (left := deadline - time.monotonic()) > 0:
@@ -221,7 +224,7 @@ def of_finished_row(row: CompletedTask, task: Any, log: list[Attempt]) -> Any:
         workers=[row.worker_id or row.locked_by or UNKNOWN_WORKER]
         if has_run and not (failed and log)
         else [],
-        last_attempted_at=row.locked_at,
+        last_attempted_at=log[-1].started_at if failed and log else row.locked_at,
         finished_at=row.run_at,
     )
     if not failed and row.return_value is not None:
@@ -277,8 +280,12 @@ def _error(class_path: str, traceback: str) -> Any:
 
 
 def _is_deferred(row: Row | CompletedTask) -> bool:
-    """Tell whether a later time was asked for, which the first attempt has not replaced yet."""
-    return row.attempts == 0 and row.enqueued_at is not None and row.run_at > row.enqueued_at
+    """Tell whether a time was asked for, which the first attempt has not replaced yet."""
+    if row.attempts or row.enqueued_at is None:
+        return False
+    if row.backend is not None:
+        return row.run_at != row.enqueued_at
+    return row.run_at > row.enqueued_at  # a call takes its time before its row is made
 
 
 def encode(value: Any, *, strict: bool) -> str | None:

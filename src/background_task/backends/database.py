@@ -25,6 +25,7 @@ from background_task._compat import (
     uuid7,
 )
 from background_task.api import definitions, registry
+from background_task.api.options import did_you_mean
 from background_task.backends.options import Options
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies import arguments
@@ -39,6 +40,8 @@ from background_task.utils import would_log
 if TYPE_CHECKING:
     from background_task.models import Task as Row
 
+# What an entry of TASKS may have.
+KEYS = ("BACKEND", "QUEUES", "OPTIONS")
 # What the column ``backend`` of the rows holds.
 LONGEST_ALIAS = 64
 # How many tasks are remembered with what their calls have in common.
@@ -63,6 +66,7 @@ class DatabaseBackend(BaseTaskBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
+        self._params = params
         self._options = Options(alias, params.get("OPTIONS", {}))
         self._doors: dict[tuple[int, bool], _Door] = {}
 
@@ -111,7 +115,7 @@ class DatabaseBackend(BaseTaskBackend):
             InvalidTask: the task is not for this backend.
             TypeError: the arguments are no JSON, or the function does not take them.
         """
-        return self._store([(task, args, kwargs)])[0]
+        return self._store([(getattr(task, "definition", task), args, kwargs)])[0]
 
     def enqueue_many(self, calls: Iterable[Call]) -> list[Any]:
         """Store many calls in one transaction; return their results in the same order.
@@ -211,12 +215,18 @@ class DatabaseBackend(BaseTaskBackend):
             for row in rows:
                 signals.announce(signals.task_created, type(self), using=using, task=row)
             return
+        errors = []
         try:
-            for row in rows:  # what an eager task raises is raised here
-                signals.task_created.send(sender=type(self), task=row)
+            for row in rows:
+                try:
+                    signals.task_created.send(sender=type(self), task=row)
+                except Exception as error:  # the others run, too
+                    errors.append(error)
         finally:
             for result in batch.results:
                 result.refresh()
+        if errors:  # what an eager task raises is raised here
+            raise errors[0]
 
     def get_result(self, result_id: str) -> Any:
         """Return the result of a task by its id, whoever asks.
@@ -238,7 +248,7 @@ class DatabaseBackend(BaseTaskBackend):
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Check the options, and that the tables are there for them."""
-        messages = self._options.check()
+        messages = [*self._check_entry(), *self._options.check()]
         if len(self.alias) > LONGEST_ALIAS:
             messages.append(
                 Error(
@@ -257,6 +267,31 @@ class DatabaseBackend(BaseTaskBackend):
                 )
             )
         return messages
+
+    def _check_entry(self) -> Iterator[CheckMessage]:
+        for key in self._params:
+            if key not in KEYS:
+                yield Error(
+                    f'TASKS["{self.alias}"] has the unknown key {key!r}.',
+                    hint=did_you_mean(str(key).upper(), KEYS).strip()
+                    or f"The keys are {', '.join(KEYS)}.",
+                    id="background_task.E005",
+                )
+        queues = self._params.get("QUEUES", [])
+        is_list = isinstance(queues, list | tuple | set | frozenset)
+        if not is_list or not all(isinstance(each, str) for each in queues):
+            yield Error(
+                f'TASKS["{self.alias}"]["QUEUES"] is {queues!r:.80}.',
+                hint="Give a list of the names of queues; an empty one allows every name.",
+                id="background_task.E006",
+            )
+        elif too_long := [each for each in queues if len(each) > arguments.LONGEST_NAME]:
+            yield Error(
+                f'TASKS["{self.alias}"]["QUEUES"] has a name of {len(too_long[0])} characters; '
+                f"{arguments.LONGEST_NAME} can be stored with a task.",
+                hint="Shorten it.",
+                id="background_task.E006",
+            )
 
 
 class _Batch:
@@ -336,10 +371,14 @@ class _Door:
         task = self._task
         given = (None, *args) if task.takes_context else args
         arguments.check_signature(self._name, task.func, given, kwargs, ())
-        if not arguments.are_plain(args):
-            args = arguments.with_text_keys(normalize_json(list(args)))
-        args = list(args)
-        kwargs = arguments.with_text_keys(normalize_json(kwargs)) if kwargs else {}
+        try:
+            if not arguments.are_plain(args):
+                args = arguments.with_text_keys(normalize_json(list(args)))
+            args = list(args)
+            kwargs = arguments.with_text_keys(normalize_json(kwargs)) if kwargs else {}
+        except RecursionError:
+            arguments.serialize(args, kwargs)  # which says of what
+            raise
         params = arguments.serialize(args, kwargs)
         public_id = str(uuid7())
         new = NewTask(kind, params, public_id)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from django.db import transaction
+
 from background_task import logs, signals
 from background_task._compat import HAS_TASKS
-from background_task.api import aliases
+from background_task.api import aliases, registry
 from background_task.api.proxy import DeclaredTask
 from background_task.exceptions import BackgroundTaskError
 from background_task.models import CompletedTask, Task
@@ -61,10 +63,6 @@ class Notices:
         return policy_of(self._proxy, self._alias, self._row)
 
     @cached_property
-    def _backend(self) -> Any:
-        return aliases.backend(str(self._alias))
-
-    @cached_property
     def context(self) -> Any:
         """The ``TaskContext`` of the run."""
         aliases.require_tasks()
@@ -86,7 +84,7 @@ class Notices:
     def announce_start(self) -> None:
         """Send Django's ``task_started``."""
         if self._alias is not None:
-            self._announce("task_started", lambda: self.context.task_result)
+            _announce("task_started", self._alias, self._row, lambda: self.context.task_result)
 
     def announce_end(self, completed: CompletedTask | None = None) -> None:
         """Send Django's ``task_finished``, if the task has finished and not only this attempt.
@@ -97,20 +95,7 @@ class Notices:
             completed: the row of the history, where it is at hand; else it is looked up.
         """
         if self._alias is not None:
-            self._announce("task_finished", lambda: self._finished(completed))
-
-    def _announce(self, name: str, make: Callable[[], Any]) -> None:
-        from background_task._compat import tasks_signals
-
-        signal = getattr(tasks_signals, name)
-        try:
-            backend = type(self._backend)
-            result = make() if signal.has_listeners(backend) else None
-        except Exception:  # to tell of a run must not harm it
-            logger.exception("Receivers of %s could not be told of %s", name, self._row)
-            return
-        if result is not None:
-            signals.announce(signal, backend, task_result=result)
+            _announce("task_finished", self._alias, self._row, lambda: self._finished(completed))
 
     def _finished(self, completed: CompletedTask | None) -> Any:
         from background_task.api import results
@@ -135,3 +120,38 @@ class Notices:
         except BaseException:  # not even sys.exit() in it may lose the failure
             logger.exception("The backoff of %s has failed; it waits as by default", self._row)
             return None
+
+
+def _announce(name: str, alias: str, row: Any, make: Callable[[], Any]) -> None:
+    from background_task._compat import tasks_signals
+
+    signal = getattr(tasks_signals, name)
+    try:
+        backend = type(aliases.backend(alias))
+        result = make() if signal.has_listeners(backend) else None
+    except Exception:  # to tell of a run must not harm it
+        logger.exception("Receivers of %s could not be told of %s", name, row)
+        return
+    if result is not None:
+        signals.announce(signal, backend, task_result=result)
+
+
+def tell_of_cancelled(completed_task: CompletedTask, **kwargs: Any) -> None:
+    """After the commit, send Django's ``task_finished`` of what was cancelled while it waited.
+
+    Of what ran, its worker does that.
+    """
+    alias, name = completed_task.backend, completed_task.task_name
+    if not HAS_TASKS or alias is None or completed_task.locked_by is not None:
+        return
+    from background_task.api import results
+
+    def make() -> Any:
+        definition = registry.definition(name)
+        log = lookup.log_of(completed_task)
+        return definition and results.of_finished_row(completed_task, definition, log)
+
+    transaction.on_commit(
+        lambda: _announce("task_finished", alias, completed_task, make),
+        using=completed_task._state.db,
+    )

@@ -325,6 +325,7 @@ class Task(rows.Row):
             if row is None:
                 return False
             if rows.unlocked(vendors.now(using)).exists():
+                row.locked_by = None  # by a worker that is gone
                 row.end_cancelled("It was cancelled while it waited.")
                 return True
             return Worker.ask(using, row.worker_id, f"{CANCEL}{row.pk}")

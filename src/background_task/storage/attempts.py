@@ -14,7 +14,14 @@ def record(task: Task, error: BaseException, traceback: str) -> None:
     """Write down that a run failed; part of the transaction that records the failure."""
     if task.result_id is None:
         return  # a row that was run without being claimed has no name to be found by
-    Attempt.objects.using(task.database).create(
+    log = Attempt.objects.using(task.database)
+    if isinstance(error, WorkerLostError):
+        lost = log.filter(
+            result_id=task.result_id, exception_class_path=class_path(WorkerLostError)
+        )
+        if lost.count() >= (task.losses or 0):
+            return  # each loss is there: that it is not run again was no run
+    log.create(
         result_id=task.result_id,
         worker_id=task.worker_id or task.locked_by or "",
         started_at=task.locked_at,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
+from django.core.exceptions import ValidationError
 from django.db import connections, router, transaction
 
 from background_task import vendors
+from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.models import Task
 from background_task.policies import arguments
 from background_task.policies.priorities import mirrored
@@ -21,8 +23,15 @@ BATCH = 500
 NEVER = 9999
 
 
-def take_over(model: Any, statuses: Collection[str]) -> int:
-    """Move rows of django-tasks-db into our table; return how many there were.
+class Imported(NamedTuple):
+    """How many rows were moved, and why others were left, by their keys."""
+
+    moved: int
+    left: dict[Any, str]
+
+
+def take_over(model: Any, statuses: Collection[str]) -> Imported:
+    """Move rows of django-tasks-db into our table, but for those that cannot be stored here.
 
     A row is stored here and deleted there in one transaction, so that no worker of either side can
     find it twice. It keeps its id: whoever has stored one finds the result by it.
@@ -34,25 +43,65 @@ def take_over(model: Any, statuses: Collection[str]) -> int:
     using = router.db_for_write(Task)
     rows = model._base_manager.using(using).filter(status__in=statuses)
     skip = connections[using].features.has_select_for_update_skip_locked
+    left: dict[Any, str] = {}
 
-    def move_some() -> int:
+    def move_some() -> tuple[int, bool]:
         with transaction.atomic(using=using):
             vendors.begin_write(using, Task._meta.db_table)
-            oldest = rows.order_by("enqueued_at", "pk")
+            oldest = rows.exclude(pk__in=list(left)).order_by("enqueued_at", "pk")
             some = list(oldest.select_for_update(skip_locked=skip)[:BATCH])
-            if some:
-                enqueue.insert(using, [_ours(row) for row in some])
-                rows.filter(pk__in=[row.pk for row in some]).delete()
-            return len(some)
+            tasks = [task for row in some if isinstance(task := _ours(row, left), Task)]
+            if tasks:
+                enqueue.insert(using, tasks)
+                rows.filter(pk__in=[row.pk for row in some if row.pk not in left]).delete()
+            return len(tasks), bool(some)
 
-    moved = 0
-    while count := persevere(connections[using], "import tasks", move_some):
+    moved, is_more = 0, True
+    while is_more:
+        count, is_more = persevere(connections[using], "import tasks", move_some)
         moved += count
-    return moved
+    return Imported(moved, left)
 
 
-def _ours(row: Any) -> Task:
-    params = arguments.serialize(row.args_kwargs["args"], row.args_kwargs["kwargs"])
+def left_behind(rows: Iterator[Any]) -> dict[Any, str]:
+    """Return, by their keys, why rows could not be moved; nothing is changed."""
+    left: dict[Any, str] = {}
+    for row in rows:
+        _ours(row, left)
+    return left
+
+
+def _ours(row: Any, left: dict[Any, str]) -> Task | None:
+    """Return a row as ours; None if it cannot be stored here, and the reason in ``left``."""
+    try:
+        task = _as_task(row)
+        task.clean_fields(exclude={each.name for each in Task._meta.fields} - _CHECKED)
+    except ValidationError as error:
+        left[row.pk] = " ".join(
+            f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items()
+        )
+    except BackgroundTaskError as error:
+        left[row.pk] = str(error)
+    else:
+        return task
+    return None
+
+
+# What the columns of the other table hold that ours may be too narrow for.
+_CHECKED = {"priority", "queue", "backend", "run_at"}
+
+
+def _as_task(row: Any) -> Task:
+    call = row.args_kwargs
+    if (
+        not isinstance(call, dict)
+        or not isinstance(call.get("args"), list)
+        or not isinstance(call.get("kwargs"), dict)
+    ):
+        raise ArgumentValueError(
+            f'args_kwargs is {call!r:.80}; it must be {{"args": [...], "kwargs": {{...}}}}.'
+        )
+    params = arguments.serialize(call["args"], call["kwargs"])
     is_deferred = row.run_after is not None and row.run_after.year < NEVER
     task = Task(
         task_name=arguments.task_name(row.task_path),

@@ -35,7 +35,8 @@ def assert_enqueued(
 
     Raises:
         AssertionError: with a list of what waits instead.
-        ArgumentTypeError: ``task`` is none, or its arguments are no list and no dict.
+        ArgumentTypeError: ``task`` is none, its arguments are no list and no dict, or ``count`` is
+            no number.
     """
     if args is not None and not isinstance(args, list | tuple):
         raise ArgumentTypeError(
@@ -46,6 +47,10 @@ def assert_enqueued(
         raise ArgumentTypeError(
             f"kwargs must be a dict, not {type(kwargs).__name__} ({kwargs!r:.80})."
         )
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+        raise ArgumentTypeError(
+            f"count must be a whole number or None, not {type(count).__name__} ({count!r:.80})."
+        )
     rows = _waiting(task, args, kwargs, queue)
     if len(rows) == count or (count is None and rows):
         return rows
@@ -53,7 +58,7 @@ def assert_enqueued(
     where = "" if queue is None else f" in the queue {queue!r}"
     raise AssertionError(
         f"{_call(_name(task), args, kwargs)} was expected to be enqueued {expected}{where}, "
-        f"but it is {len(rows)} time(s). {_what_waits(_database(task))}"
+        f"but it is {len(rows)} time(s). {_what_waits(_database(task))}{_hint(task)}"
     )
 
 
@@ -114,6 +119,23 @@ def _name(task: Any) -> str:
 
 def _as_stored(value: Any) -> Any:
     return json.loads(json.dumps(_compat.normalize_json(value) if _compat.HAS_TASKS else value))
+
+
+def _hint(task: Any) -> str:
+    own = getattr(task, "on_commit", None)
+    is_late = own if own is not None else _commits_first(task)
+    if not is_late:
+        return ""
+    return (
+        "\nIt has on_commit, so it is stored when the transaction of the test would be committed: "
+        "call it within self.captureOnCommitCallbacks(execute=True)."
+    )
+
+
+def _commits_first(task: Any) -> bool:
+    if isinstance(task, str | TaskProxy) or not hasattr(task, "get_backend"):
+        return False
+    return bool(getattr(task.get_backend(), "commits_first", False))
 
 
 def _call(name: str, args: Any, kwargs: Any) -> str:

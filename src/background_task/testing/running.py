@@ -39,7 +39,8 @@ def run_due_tasks(
     """Run every task that is due, and those that they enqueue, until nothing is due any more.
 
     They run one by one, as a worker would run them, in this thread and in the transaction of the
-    test. ``BACKGROUND_TASK_RUN_ASYNC`` is ignored.
+    test. ``BACKGROUND_TASK_RUN_ASYNC`` is ignored. Their ``timeout`` ends no call that waits in the
+    kernel, such as ``time.sleep()``, since the signals of the test's process are its own.
 
     Args:
         until: also run what comes due until then: deferred tasks, retries, repetitions. The clock
@@ -54,11 +55,14 @@ def run_due_tasks(
         the runs, in their order.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: ``until`` is no time, or lies in the past.
+        ArgumentTypeError, ArgumentValueError: ``until`` is no time, or lies in the past; ``queue``
+            is no name.
         RuntimeError: it did not come to an end within 10,000 runs.
         BaseException: what a task has raised.
     """
     _check(until)
+    if queue is not None and not (isinstance(queue, str) and queue):
+        raise ArgumentTypeError(f"queue must be the name of a queue or None, not {queue!r:.80}.")
     autodiscover()
     outer, tasks.database = tasks.database, database
     named_databases.update(filter(None, [database]))

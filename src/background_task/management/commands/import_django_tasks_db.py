@@ -57,12 +57,21 @@ class Command(BaseCommand):
                 )
         running = rows.filter(status="RUNNING").count()
         statuses = ["READY", "RUNNING"] if options["include_running"] else ["READY"]
+        wanted = rows.filter(status__in=statuses)
         if options["dry_run"]:
-            self.stdout.write(f"{rows.filter(status__in=statuses).count()} task(s) to import.")
+            left = imports.left_behind(wanted.iterator())
+            self.stdout.write(f"{wanted.count() - len(left)} task(s) to import.")
         else:
-            self.stdout.write(f"{imports.take_over(model, statuses)} task(s) imported.")
+            moved, left = imports.take_over(model, statuses)
+            self.stdout.write(f"{moved} task(s) imported.")
         if running and not options["include_running"]:
             self.stdout.write(
                 f"{running} task(s) are marked as running and were left: let the worker finish "
                 "them, or, when none runs any more, use --include-running."
+            )
+        if left:
+            reasons = "".join(f"\n  {key}: {reason}" for key, reason in left.items())
+            raise CommandError(
+                f"{len(left)} task(s) cannot be imported, and stay where they are; mend or delete "
+                f"them and run this again:{reasons}"
             )
