@@ -20,11 +20,11 @@ from project.models import Follower
 
 from background_task.execution.runs import runs
 from background_task.identity import this_worker
-from background_task.models import CompletedTask, Task
+from background_task.models import CompletedTask, Task, Worker
 from background_task.records import Claim, Ended, Mark, Wanted
 from background_task.signals import task_successful
 from background_task.states import State
-from background_task.storage import acknowledge, claim, finish, leases, readiness
+from background_task.storage import acknowledge, claim, finish, leases, oddities, readiness
 from background_task.storage.engine import Engine
 from background_task.worker import taking
 from background_task.worker.batch import Batch
@@ -492,3 +492,32 @@ def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a
     runs.drop(batch.kept)
     assert [thread.is_alive() for thread in threads] == [False, False]
     assert Task.objects.filter(locked_by=None).count() == 2
+
+
+def test_what_cannot_be_taken_is_not_looked_for(engine: Engine) -> None:
+    odd, sound = rows(2)
+    wanted = Wanted(NAMES)
+    oddities.pass_over(odd.pk, "a task", "a reason")
+    try:
+        assert [each.pk for each in mark(engine)] == [sound.pk]
+        assert not readiness.look(engine, wanted).is_ready
+    finally:
+        oddities._passed_over.clear()
+    assert readiness.look(engine, wanted).is_ready
+
+
+def test_what_was_held_and_is_given_back_is_no_longer_noted(engine: Engine, vendor: str) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    now = timezone.now()
+    Worker.objects.create(worker_id=ME.worker_id, name="me", started_at=now, seen_at=now)
+    readiness.settle(engine)
+    rows(3)
+    engine.begin()
+    claims = claim.hold(engine, Wanted(NAMES), 100)
+    Worker.objects.update(held=",".join(str(each.pk) for each in claims))
+    batch = Batch(engine, claims, ME, is_held=True)
+    batch.next()
+    batch.current_marked()
+    assert Worker.objects.get().held == ""
+    assert Task.objects.filter(locked_by__isnull=False).count() == 1

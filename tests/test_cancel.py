@@ -15,6 +15,7 @@ from project.tasks import note
 from background_task import background
 from background_task._compat import HAS_TASKS, tasks_base, tasks_signals
 from background_task.models import CompletedTask, Task, Worker
+from background_task.policies import cancellation
 from background_task.policies.repetition import chain_key
 from background_task.signals import task_cancelled, task_failed
 from background_task.states import State
@@ -147,3 +148,43 @@ def test_a_result_can_be_cancelled_from_async_code() -> None:
     result = note.enqueue("never")
     assert async_to_sync(result.acancel)()
     assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("repeat", [0, 3600])
+def test_one_that_fails_by_itself_after_it_was_cancelled_is_not_tried_again(repeat: int) -> None:
+    def fail() -> None:
+        Task.objects.update(options=cancellation.marked(None))
+        raise LookupError("by itself")
+
+    background("fails")(fail)(repeat=repeat)
+    assert tasks.run_next_task()
+    done = CompletedTask.objects.get()
+    assert (done.state, done.attempts) == (State.CANCELLED, 1)
+    assert "by itself" in done.last_error
+    assert not Task.objects.exists()
+
+
+def test_one_that_succeeds_by_itself_goes_on_with_its_chain() -> None:
+    background("ends")(lambda: Task.objects.update(options=cancellation.marked(None)))(repeat=3600)
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.get().state == State.SUCCESSFUL
+    assert Task.objects.get().options is None
+
+
+@pytest.mark.parametrize("options", [None, '{"declared_in": "api"}', "no JSON", "[1]"])
+def test_the_mark_is_found_and_taken_off_whatever_else_there_is(options: str | None) -> None:
+    marked = cancellation.marked(options)
+    assert cancellation.is_marked(marked)
+    assert not cancellation.is_marked(options)
+    kept = options if options and options.startswith("{") else None
+    assert cancellation.unmarked(marked) == kept
+    assert cancellation.unmarked(options) == options
+
+
+@pytest.mark.skipif(not HAS_TASKS, reason="there is no django.tasks")
+def test_the_errors_of_one_that_was_cancelled_between_two_attempts_end_with_that() -> None:
+    result = jobs.raises.using(backend="retrying").enqueue("x")
+    assert tasks.run_next_task()
+    assert result.cancel()
+    names = [error.exception_class_path for error in result.errors]
+    assert names == ["builtins.LookupError", "background_task.exceptions.TaskCancelledError"]

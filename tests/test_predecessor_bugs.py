@@ -29,7 +29,7 @@ from background_task.exceptions import TaskModuleError
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
 from background_task.tasks import TaskSchedule, tasks
-from background_task.worker.duties import Duties
+from background_task.worker.duties import MOST_NAMES, Duties
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -442,6 +442,19 @@ def test_b16_rows_of_unknown_names_are_reported_once_and_left_alone(
     assert "of.nobody" in warnings[0].getMessage()
     assert not tasks.run_next_task()
     assert Task.objects.get().locked_by is None
+
+
+def test_b16_there_is_an_end_of_unknown_names(caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(MOST_NAMES + 20):
+        Task.objects.new_task(f"of.nobody{number}").save()
+    duties = Duties(tasks)
+    assert "any" not in duties.known()
+    for _ in range(2):
+        duties.report_unknown_names()
+    warnings = [record for record in caplog.records if "of.nobody" in record.getMessage()]
+    assert len(warnings) == MOST_NAMES
+    assert caplog.text.count("no more are told") == 1
+    assert not duties.known(), "so many may be more than a statement takes"
 
 
 # B17: finishing overwrote an operator's edits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -96,3 +97,36 @@ def test_one_that_waits_behind_another_in_a_batch_does_not_run(
     wait_until(lambda: not Task.objects.exists())
     assert not noted("second begins")()
     assert CompletedTask.objects.get(result_id=row.result_id).state == State.CANCELLED
+
+
+@pytest.mark.parametrize("first", ["cancel", "kill"])
+def test_one_whose_worker_dies_before_it_is_cancelled_does_not_run_again(
+    worker: Callable[..., Child], first: str
+) -> None:
+    row = enqueue("stay", "long", "stubborn")
+    child = worker()
+    wait_until(noted("long begins"))
+    wait_until(lambda: Task.objects.filter(locked_by__isnull=False).exists())
+    if first == "kill":
+        child.end()
+    assert row.cancel()
+    child.end()
+    worker()
+    done = wait_until(CompletedTask.objects.first)
+    assert done.state == State.CANCELLED
+    assert Note.objects.filter(text="long begins").count() == 1
+
+
+def test_one_that_is_handed_back_before_it_has_ended_is_cancelled(
+    worker: Callable[..., Child],
+) -> None:
+    row = enqueue("stay", "long", "stubborn")
+    child = worker()
+    wait_until(noted("long begins"))
+    wait_until(row.cancel)
+    for _ in range(2):
+        child.send(signal.SIGTERM)
+    child.wait()
+    worker()
+    assert wait_until(CompletedTask.objects.first).state == State.CANCELLED
+    assert Note.objects.filter(text="long begins").count() == 1

@@ -312,3 +312,20 @@ def test_a_wrong_concurrency_is_refused(worker: Callable[..., Child], wrong: str
     assert child.wait() != 0
     assert "--concurrency" in child.text()
     assert "Traceback" not in child.text()
+
+
+def test_of_those_that_must_not_run_twice_none_fails_that_could_not_begin(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("blocking_async", "busy", 60)
+    child = worker()
+    wait_until(noted("busy begins"))
+    for number in range(20):
+        enqueue("note_once_async", str(number))
+    wait_until(lambda: Task.objects.filter(locked_by__isnull=False).count() == 2)
+    child.end()
+    Task.objects.filter(task_name="project.tasks.blocking_async").delete()
+    worker()
+    wait_until(lambda: not Task.objects.exists())
+    assert CompletedTask.objects.filter(failed_at__isnull=False).count() == 1
+    assert Note.objects.filter(text__regex="^[0-9]+$").count() == 19

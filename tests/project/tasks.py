@@ -366,3 +366,15 @@ def keep_to_the_limit(text):
 def write_atomically(text):
     inside = "in" if connection.in_atomic_block else "outside"
     Note.objects.create(text=f"{text} {inside} a transaction")
+
+
+@background
+def leave_after(seconds):
+    Note.objects.create(text="about to leave")
+    time.sleep(seconds)
+    os._exit(9)
+
+
+@background(on_worker_loss="fail")
+async def note_once_async(text):
+    await Note.objects.acreate(text=text)

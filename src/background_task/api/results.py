@@ -244,8 +244,9 @@ def _result(
 ) -> Any:
     args, kwargs = json.loads(row.task_params)
     errors = [_error(each.exception_class_path, each.traceback) for each in log]
-    if row.state == State.CANCELLED and not row.attempts:
-        errors.append(_error(class_path(TaskCancelledError), row.last_error))
+    cancelled = class_path(TaskCancelledError)
+    if row.state == State.CANCELLED and not (log and log[-1].exception_class_path == cancelled):
+        errors.append(_error(cancelled, row.last_error))  # while it waited
     elif not errors and row.last_error:  # failed before there was a log
         errors.append(_error("builtins.Exception", row.last_error))
     before = [each.worker_id for each in log]

@@ -100,6 +100,8 @@ class Flight:
         self.attempt = attempt
         self.task = task
         self.lane = lane
+        # Called, in the thread of the loop, when the body begins.
+        self.on_start: Callable[[], None] = _nothing_to_do
         # Receivers and the body see each other's context variables, as they do in one thread.
         self._context = lane.context.copy()
         self._args: Any = ()
@@ -126,6 +128,7 @@ class Flight:
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         self.began = time.perf_counter()
+        self.on_start()
         limit = None
         try:
             if (timeout := self.attempt.timeout) is not None:
@@ -159,6 +162,11 @@ class Flight:
                 "across an await.",
                 self.task,
             )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the body has not begun, and may yet."""
+        return not self.began and self.error is None
 
     def encode(self) -> bool:
         """Make the text to store of what was returned; False when the attempt has failed."""
@@ -303,4 +311,8 @@ class EventLoop:
 
 
 async def _nothing() -> None:
+    pass
+
+
+def _nothing_to_do() -> None:
     pass

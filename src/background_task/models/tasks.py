@@ -25,6 +25,7 @@ from background_task.models.creators import CreatorForeignKey
 from background_task.models.indexes import NarrowedIndex
 from background_task.models.managers import TaskManager, TaskQuerySet, lock_values
 from background_task.models.workers import Worker
+from background_task.policies import cancellation
 from background_task.policies.repetition import is_declared, next_run
 from background_task.policies.runs import RunPolicy, in_seconds
 from background_task.settings import app_settings
@@ -273,6 +274,9 @@ class Task(rows.Row):
         self.delete()
 
     def _retry(self) -> None:
+        if self.is_to_be_cancelled:
+            self.end_cancelled(self.last_error)
+            return
         if self.answer is not None and self.answer[0] is not None:
             delay = in_seconds(self.answer[0])
         else:
@@ -328,7 +332,15 @@ class Task(rows.Row):
                 row.locked_by = None  # by a worker that is gone
                 row.end_cancelled("It was cancelled while it waited.")
                 return True
-            return Worker.ask(using, row.worker_id, f"{CANCEL}{row.pk}")
+            if not Worker.ask(using, row.worker_id, f"{CANCEL}{row.pk}"):
+                return False
+            # The request is gone with the worker; this is not.
+            return bool(rows.update(options=cancellation.marked(row.options)))
+
+    @property
+    def is_to_be_cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called while it ran."""
+        return cancellation.is_marked(self.options)
 
     def end_cancelled(self, reason: str) -> None:
         """Inside a transaction that holds the row: move it to the history as cancelled."""
@@ -359,6 +371,7 @@ class Task(rows.Row):
             **{name: getattr(self, name) for name in _REPEATED},
             run_at=run_at,
         )
+        following.options = cancellation.unmarked(self.options)
         following.identify(unique_key=self.unique_key)
         if self.unique_key:
             # At most one live row may carry the key, and this one lives a moment longer.

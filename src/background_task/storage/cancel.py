@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.db import connections
 
+from background_task import logs
 from background_task.models import Task
 from background_task.storage.notifications import tell_finished
 from background_task.storage.transient import HURRIED, persevere
+
+logger = logs.named("background_task.storage")
 
 
 def cancel(task: Task) -> bool:
@@ -21,3 +26,14 @@ def cancel(task: Task) -> bool:
         return is_done
 
     return persevere(connection, "cancel a task", verb, HURRIED)
+
+
+def cancel_all(using: str, keys: Sequence[int]) -> int:
+    """Cancel rows by their keys, each by itself; return how many were."""
+    count = 0
+    for row in Task._base_manager.using(using).filter(pk__in=keys) if keys else ():
+        try:
+            count += cancel(row)
+        except Exception:  # of a project's own method, perhaps; the others are not to wait for it
+            logger.exception("%s was to be cancelled, and could not be", row)
+    return count

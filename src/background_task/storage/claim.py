@@ -12,23 +12,19 @@ claim_next  one row as a model instance, by the predecessor's steps, which proje
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from django.db import DataError
 
-from background_task import logs
 from background_task.identity import this_worker
 from background_task.models import Task
 from background_task.records import Claim, Mark, Wanted
 from background_task.settings import app_settings
 from background_task.states import State
-from background_task.storage import leases, readiness
+from background_task.storage import leases, oddities, readiness
 from background_task.storage.batches import in_batches
 from background_task.storage.engine import Engine
-
-logger = logs.named("background_task.storage")
 
 # How many rows claim_next() looks at to take one of.
 CANDIDATES = 10
@@ -38,12 +34,8 @@ LOCKED_BY_OTHERS = 2000
 # How many tasks that have lost a worker once may run at a time beside others, in one process.
 SUSPECTS = 10
 
-# A row that cannot be taken, whoever tries, is not asked for again for so many seconds.
-PASSED_OVER = 60.0
 # What Django raises where it cannot make sense of a row.
 ODD = (DataError, ValueError, TypeError, ArithmeticError)
-_passed_over: dict[int, float] = {}
-_reported: set[int] = set()
 
 # The fields of a Claim, in their order.
 _STORED = "id, task_name, verbose_name, task_params, result_id, epoch, attempts, losses, backend"
@@ -120,7 +112,7 @@ def _mark_one(engine: Engine, wanted: Wanted, by: Mark) -> list[Claim]:
                 if leases.lock(engine, [claim.pk], free, parameters):
                     return mark_held(engine, [claim], by)
         except ODD as error:
-            pass_over(claim.pk, claim.name, f"it cannot be locked ({error})")
+            oddities.pass_over(claim.pk, claim.name, f"it cannot be locked ({error})")
     return []
 
 
@@ -196,8 +188,8 @@ def _select(
     lock: bool = True,
 ) -> tuple[str, list[Any]]:
     which, parameters = readiness.free(engine, wanted, state)
-    if left_out := [*but, *_still_passed_over()]:
-        which += f" AND id NOT IN ({', '.join(map(str, left_out))})"
+    if but:
+        which += f" AND id NOT IN ({', '.join(map(str, but))})"
     vendor = engine.vendor
     table = vendor.in_order_of_queue if wanted.queues else vendor.in_order
     sql = f"SELECT {columns} FROM {table} WHERE {which} "
@@ -217,7 +209,7 @@ def _known(wanted: Wanted, claims: list[Claim]) -> list[Claim]:
     """Leave out names that are only alike: MySQL compares without regard to case and accents."""
     for claim in claims:
         if claim.name not in wanted.names:
-            pass_over(claim.pk, claim.name, "no tasks.py registers exactly this name")
+            oddities.pass_over(claim.pk, claim.name, "no tasks.py registers exactly this name")
     return [claim for claim in claims if claim.name in wanted.names]
 
 
@@ -240,13 +232,13 @@ def claim_next(
         for candidate in candidates:
             if candidate.task_name not in names:
                 reason = "no tasks.py registers exactly this name"
-                pass_over(candidate.pk, candidate.task_name, reason)
+                oddities.pass_over(candidate.pk, candidate.task_name, reason)
                 continue
             try:
                 locked = candidate.lock(worker_name)
             except ODD as error:
                 reason = f"it cannot be locked ({error})"
-                pass_over(candidate.pk, candidate.task_name, reason)
+                oddities.pass_over(candidate.pk, candidate.task_name, reason)
                 _unlock(Engine.on(using), candidate.pk, Mark(worker_name, this_worker()))
                 continue
             if locked is not None:
@@ -272,24 +264,3 @@ def _candidates(using: str, wanted: Wanted, lost: Collection[int]) -> list[Task]
             keys += [key for (key,) in engine.fetch(found, parameters)]
     rows = Task.objects.using(using).only("pk", "task_name").in_bulk(keys)
     return [rows[key] for key in keys if key in rows]
-
-
-def pass_over(pk: int, name: str, reason: str) -> None:
-    """Take this row no more for a while, and say why, once."""
-    _passed_over[pk] = time.monotonic() + PASSED_OVER
-    if pk not in _reported:
-        _reported.add(pk)
-        logger.error(
-            "The row %s of %s, named %r, does not run: %s. Mend or delete it.",
-            pk,
-            Task._meta.db_table,
-            name,
-            reason,
-        )
-
-
-def _still_passed_over() -> list[int]:
-    now = time.monotonic()
-    for pk in [pk for pk, until in _passed_over.items() if until <= now]:
-        del _passed_over[pk]
-    return list(_passed_over)

@@ -7,11 +7,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from background_task.models import Task
+from background_task.policies.cancellation import KEY
 from background_task.records import Claim, Mark
 from background_task.states import State
 from background_task.storage import attempts
 from background_task.storage.engine import Engine
 from background_task.storage.transient import HURRIED, persevere
+
+# The condition that a row was to be cancelled while it ran: what follows {" in its options.
+TO_BE_CANCELLED = f"COALESCE(SUBSTR(options, 3, {len(KEY)}), '') = '{KEY}'"
 
 
 class Lock(NamedTuple):
@@ -114,6 +118,8 @@ def hand_back(engine: Engine, locks: Sequence[Lock]) -> set[int]:
 def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
     """Inside a transaction: unlock rows; runs that still go on can record nothing.
 
+    What was to be cancelled has no state then, and so does not run again.
+
     Args:
         engine: where.
         keys: of the rows.
@@ -121,10 +127,11 @@ def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
     """
     if not keys:
         return
-    state = f"CASE WHEN COALESCE(losses, 0) > 0 THEN {State.RESCUED:d} ELSE {State.READY:d} END"
+    is_suspect = "TRUE" if losses else "COALESCE(losses, 0) > 0"
+    state = f"""CASE WHEN {TO_BE_CANCELLED} THEN NULL
+        WHEN {is_suspect} THEN {State.RESCUED:d} ELSE {State.READY:d} END"""
     changes = "locked_by = NULL, locked_at = NULL, epoch = COALESCE(epoch, 0) + 1"
     if losses:
-        state = f"{State.RESCUED:d}"
         changes += f", losses = COALESCE(losses, 0) + {losses}"
     sql = f"UPDATE {engine.vendor.by_key} SET state = {state}, {changes} "
     engine.run(f"{sql} WHERE id IN ({_listed(keys)})")

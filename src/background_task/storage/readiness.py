@@ -17,7 +17,7 @@ from background_task.models.managers import lease
 from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.states import State
-from background_task.storage import leases
+from background_task.storage import cancel, leases, oddities
 from background_task.storage.engine import Engine
 
 # How many rows change their state in one transaction; each public id is a statement of its own.
@@ -58,6 +58,8 @@ def free(
     if wanted.backend is not None:
         sql.append("backend = %s")
         parameters.append(wanted.backend)
+    if left_out := oddities.passed_over():
+        sql.append(f"id NOT IN ({', '.join(map(str, left_out))})")
     return " AND ".join(sql), parameters
 
 
@@ -149,8 +151,14 @@ def promote(engine: Engine) -> int:
 
 
 def adopt(engine: Engine) -> int:
-    """Give a state, and a public id, to rows that code has stored or edited which knows neither."""
-    changed = 0
+    """Give a state, and a public id, to rows that code has stored or edited which knows neither.
+
+    What was to be cancelled while it ran, and runs no more, is cancelled.
+    """
+    ended = f"state IS NULL AND locked_by IS NULL AND {leases.TO_BE_CANCELLED}"
+    changed = cancel.cancel_all(
+        engine.using, [key for (key,) in engine.fetch(_find(ended, NAMED_AT_ONCE))]
+    )
     nameless = "result_id IS NULL AND state IS NULL"
     if keys := engine.fetch(_find(nameless, NAMED_AT_ONCE)):
         field = Task._meta.get_field("result_id")
@@ -161,7 +169,7 @@ def adopt(engine: Engine) -> int:
                 engine.run(sql, [name, key])
     changed += _change(
         engine,
-        "state IS NULL AND result_id IS NOT NULL",
+        f"state IS NULL AND result_id IS NOT NULL AND NOT ({leases.TO_BE_CANCELLED})",
         f"""state = CASE
             WHEN locked_by IS NOT NULL THEN {State.RUNNING:d}
             WHEN run_at > {engine.now} THEN {State.SCHEDULED:d}

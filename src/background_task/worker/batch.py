@@ -16,7 +16,7 @@ from contextlib import suppress
 from background_task import logs
 from background_task.records import Claim, Ended, Mark
 from background_task.storage import claim as claiming
-from background_task.storage import leases
+from background_task.storage import leases, workers
 from background_task.storage.acknowledge import Owned, acknowledge, acknowledge_freed, move
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
@@ -137,12 +137,15 @@ class Batch:
         ended, self._ended = self._ended, []
         if self._is_held:
             self._is_held = False
+            is_cut = bool(self._waiting)
             self._waiting.clear()  # the end of the transaction frees them
             try:
                 if ended:
                     move(self._engine, ended, self._by, Owned.HELD)
                 if self._current is not None:
                     (self._current,) = claiming.mark_held(self._engine, [self._current], self._by)
+                if is_cut:  # they are not to be blamed if this worker dies
+                    workers.note_held(self._engine, self._by.worker_id, ())
                 self._engine.commit()
             except Exception as error:
                 logger.warning("A batch of %d could not be recorded: %s", len(ended), reason(error))

@@ -22,10 +22,10 @@ from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
 from background_task.records import Claim, Wanted
+from background_task.settings import app_settings
 from background_task.signals import close_old
 from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
-from background_task.storage.claim import SUSPECTS, suspicion
 from background_task.storage.engine import Engine
 from background_task.utils import SignalManager
 from background_task.worker import taking
@@ -77,6 +77,8 @@ class Coroutines:
         self._on_hunger = on_hunger
         self._loop: EventLoop | None = None
         self._in_flight: set[Flight] = set()
+        # The last of those that must not run again when their worker is lost.
+        self._alone: Flight | None = None
         self._landed: deque[Flight] = deque()
         self._woken = threading.Event()
         self._idle = threading.Event()
@@ -159,9 +161,16 @@ class Coroutines:
         """Return how long there is nothing to do; None until a flight lands."""
         if self._landed or (self._is_stopping and not self._in_flight):
             return 0
-        if self._stops() or len(self._in_flight) >= self._concurrency:
+        if self._stops() or self._awaits_start() or len(self._in_flight) >= self._concurrency:
             return None
         return max(self._next_look - time.monotonic(), 0)
+
+    def _awaits_start(self) -> bool:
+        """Tell whether a task that must not run again was taken, and has not begun.
+
+        If the worker dies now it has failed, so no other is to share its fate.
+        """
+        return self._alone is not None and self._alone.is_waiting
 
     def _stops(self) -> bool:
         return self._is_stopping or SignalManager.is_stopping()
@@ -174,6 +183,8 @@ class Coroutines:
         """Claim as many tasks as there is room for, and let them run."""
         free = min(self._concurrency - len(self._in_flight), self._most)
         if free < 1 or self._stops() or time.monotonic() < self._next_look:
+            return
+        if self._awaits_start():
             return
         asked = self._budget.reserve(free)
         claimed = self._claim(asked)
@@ -206,6 +217,9 @@ class Coroutines:
         self._in_flight.add(flight)
         try:
             if flight.begin():
+                default = app_settings.BACKGROUND_TASK_MAX_LOSSES
+                if task.policy.losses_allowed(default) == 0:
+                    self._alone, flight.on_start = flight, self._woken.set
                 loop.launch(flight)
                 return
         except BaseException as error:
@@ -214,16 +228,20 @@ class Coroutines:
 
     def _claim(self, most: int) -> list[Task]:
         engine = Engine.on(self._tasks.queue_database())
-        suspected = sum(suspicion(flight.task.losses or 0) for flight in self._in_flight)
         steps = self._queues.steps(self._names.coroutines(), self._backend)
 
         def verb() -> list[Task]:
             claims: list[Claim] = []
+
+            def fitting(found: Sequence[Claim]) -> int:
+                return taking.together(self._tasks, [*claims, *found]) - len(claims)
+
             for wanted in steps:
-                claims += claim.mark(engine, wanted, most - len(claims), self._by)
+                # A single one is taken whether or not it fits; so it has to be the first.
+                if not claims or most - len(claims) > 1:
+                    claims += claim.mark(engine, wanted, most - len(claims), self._by, fitting)
             for wanted in steps:
-                left, room = most - len(claims), SUSPECTS - suspected
-                claims += claim.rescued(engine, wanted, left, room, self._by)
+                claims += taking.rescued(engine, wanted, most - len(claims), self._by)
             rows = taking.read(engine.using, claims, self._by)
             # At once, so that all of them are kept, and handed back when the worker has to leave.
             for row in rows.values():

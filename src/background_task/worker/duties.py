@@ -29,6 +29,8 @@ logger = logs.named("background_task.tasks")
 INTERVAL = 60.0
 AFTER_A_FAILURE = 5.0
 BETWEEN_LOOKS = 5.0
+# Of so many unknown names the log is told; where there are more, something else is wrong.
+MOST_NAMES = 100
 
 
 class Duties:
@@ -55,7 +57,12 @@ class Duties:
         self._try("report unknown names", self.report_unknown_names)
 
     def known(self) -> Collection[str]:
-        """Return the names of which there is nothing to find out."""
+        """Return the names of which there is nothing to find out; none if there is no end of them.
+
+        They are the parameters of a statement, and databases take only so many.
+        """
+        if len(self._reported) >= MOST_NAMES:
+            return ()
         return {*self._tasks._tasks, *self._reported}
 
     def expect_unknown(self) -> None:
@@ -124,8 +131,10 @@ class Duties:
             # Django's tasks may be declared in any module; this imports it.
             if registry.resolve(name) is not None:
                 self._tasks.adopt_declared()
-            elif name not in self._reported:
+            elif name not in self._reported and len(self._reported) < MOST_NAMES:
                 self._reported.add(name)
+                if len(self._reported) == MOST_NAMES:
+                    logger.warning("Rows of %d unknown names are due; no more are told", MOST_NAMES)
                 logger.warning(
                     "%d due row(s) are named %r, which no tasks.py of the installed apps "
                     "registers: they wait until it does. Restore the task, start the worker that "

@@ -182,8 +182,7 @@ class Functions:
         # By itself: if it ends this worker too, no other is lost with it.
         def verb() -> Batch | None:
             for wanted in steps:
-                claims = claim.rescued(self._engine, wanted, 1, claim.SUSPECTS, self._by)
-                if claims:
+                if claims := taking.rescued(self._engine, wanted, 1, self._by):
                     return self._batched(claims)
             return None
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from django.db import connections
+
 from background_task import vendors
 from background_task.records import Wanted
 from background_task.storage import readiness, workers
@@ -137,7 +139,9 @@ class Lookout(Heart):
         with self._using_engine:
             found = readiness.look(self._engine, wanted, known)
             if found.is_unsettled:
-                if readiness.adopt(self._engine):
+                is_changed = readiness.adopt(self._engine)
+                connections.close_all()  # this thread's own, where something was cancelled
+                if is_changed:
                     # A worker of the predecessor may have locked some of them, and be gone.
                     readiness.expire(self._engine)
                 readiness.promote(self._engine)

@@ -17,9 +17,9 @@ from background_task.execution.runs import runs
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
 from background_task.policies.runs import is_async
-from background_task.records import Claim, Mark
+from background_task.records import Claim, Mark, Wanted
 from background_task.settings import app_settings
-from background_task.storage import claim, leases
+from background_task.storage import claim, leases, oddities
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
 from background_task.storage.transient import HURRIED, TRANSIENT, persevere, reason
@@ -36,6 +36,8 @@ LONGEST_CLAIM = 2.0
 
 # One thread of this process takes rows at a time, so that what it has locked is what it runs.
 _lock = threading.Lock()
+# How suspect the rows are that run here and have lost a worker, by database and key.
+_suspects: dict[tuple[str, int], int] = {}
 
 
 def is_alone(tasks: Tasks) -> bool:
@@ -123,12 +125,29 @@ def together(tasks: Tasks, claims: Sequence[Claim]) -> int:
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
     """Return ``verb()``, which claims rows and keeps them; when the database is away, otherwise."""
     with _lock:
+        is_in_doubt = runs.is_in_doubt(engine.using)
         # Before the engine is locked: who records a batch locks that first, and then the engine.
-        known = runs.keys(engine.using) if runs.is_in_doubt(engine.using) else None
+        known = runs.keys(engine.using) if is_in_doubt or _suspects else set()
+        for using, key in list(_suspects):
+            if using == engine.using and key not in known:  # it has ended
+                del _suspects[using, key]
         with engine.lock:
             return hooks.unless_unreachable(
-                engine.connection, lambda: _without_doubt(engine, known, verb), otherwise
+                engine.connection,
+                lambda: _without_doubt(engine, known if is_in_doubt else None, verb),
+                otherwise,
             )
+
+
+def rescued(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
+    """Within :func:`take`: take rows that have lost a worker, as many as there is room for.
+
+    All that runs in this process shares the room, since all of it is lost with it.
+    """
+    claims = claim.rescued(engine, wanted, most, claim.SUSPECTS - sum(_suspects.values()), by)
+    for each in claims:
+        _suspects[engine.using, each.pk] = claim.suspicion(each.losses or 0)
+    return claims
 
 
 def close() -> None:
@@ -160,7 +179,7 @@ def read(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:
     except claim.ODD as error:
         if len(claims) > 1:
             return {pk: row for each in claims for pk, row in read(using, [each], by).items()}
-        claim.pass_over(claims[0].pk, claims[0].name, f"it cannot be read ({error})")
+        oddities.pass_over(claims[0].pk, claims[0].name, f"it cannot be read ({error})")
     except TRANSIENT as error:
         logger.warning(
             "%d rows could not be read and are given back: %s", len(claims), reason(error)
