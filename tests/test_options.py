@@ -119,9 +119,17 @@ def test_what_cannot_be_meant_is_refused_by_name(
     assert not ran
 
 
+def test_what_contradicts_the_setting_is_told_so(settings: Any) -> None:
+    settings.BACKGROUND_TASK_WORKER = {"EXCLUDE_QUEUE": "a", "QUEUE": "b", "THREADS": 2}
+    with pytest.raises(ValueError, match=r"BACKGROUND_TASK_WORKER has EXCLUDE_QUEUE\.$"):
+        Options.of({"queue": "a"})
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ({"MAX_MEMORY": True}, "--max-memory must be a number, not bool (True)."),
+        ({"MAX_MEMORY": True}, "The setting BACKGROUND_TASK_WORKER has MAX_MEMORY."),
         ({"MAX_TASK": 5}, "has the unknown key 'MAX_TASK'. Did you mean 'MAX_TASKS'"),
         ({"max_tasks": 5}, "has the unknown key 'max_tasks'. The keys are in upper case"),
         ({"THREADS": "two"}, "--threads must be a whole number, not str ('two')"),

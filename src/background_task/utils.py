@@ -138,7 +138,7 @@ class SignalManager:
         """Ask for a stop once more, as whoever has sent the first signal would."""
         hold_off_signals()
         time.sleep(seconds)
-        if not self.force_now:
+        if not self.force_now and self._handlers:  # what is not ours may be running by now
             signal_main_thread(self.signum or signal.SIGTERM)
 
     def _handle_urgent(self, signum: int | None, frame: FrameType | None) -> None:

@@ -490,3 +490,14 @@ def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
     assert int(names[0][3]) < 10
     assert 200 < int(names[1][3]) <= 300
     assert 3500 < int(names[2][3]) <= 3600
+
+
+@pytest.mark.parametrize("options", [[], ["--threads", "2"]])
+def test_after_the_duration_what_runs_has_as_long_as_after_a_signal(
+    worker: Callable[..., Child], options: list[str]
+) -> None:
+    enqueue("slow", "long", 60)
+    child = worker("--duration", "2", "--shutdown-timeout", "0.5", *options)
+    wait_until(noted("long begins"))
+    assert child.wait() == 128 + signal.SIGTERM
+    assert Task.objects.get().locked_by is None

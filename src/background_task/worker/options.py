@@ -94,7 +94,17 @@ class Options:
     def of(cls, given: Mapping[str, Any]) -> Options:
         """Return what the options of the command say, completed by the setting."""
         said = {name: value for name, value in given.items() if _is_said(value)}
-        told = {**_setting(), **said}
+        setting = {name: value for name, value in _setting().items() if name not in said}
+        try:
+            return cls._told({**setting, **said})
+        except (ArgumentTypeError, ArgumentValueError) as error:
+            text = str(error)
+            if from_there := [name.upper() for name in setting if _option(name) in text]:
+                text += f" The setting {SETTING} has {', '.join(from_there)}."
+            raise type(error)(text) from None
+
+    @classmethod
+    def _told(cls, told: Mapping[str, Any]) -> Options:
         known: dict[str, Any] = {"threads": _threads_by_default()}
         for name in NUMBERS:
             if name in told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 from background_task.tasks import unless_unreachable
-from background_task.utils import STOPPING, TTW_FAST, ForcedStop, leave, say
+from background_task.utils import STOPPING, TTW_FAST, ForcedStop, hold_off_signals, leave, say
 from background_task.worker import requests, taking
 from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
@@ -111,6 +112,7 @@ class Process:
             self._using = self._tasks.queue_database()
             require_tables(self._using)
             with ExitStack() as stack:
+                self._keep_to_the_deadline(stack)
                 self._open(stack)
                 try:
                     self._work()
@@ -119,6 +121,22 @@ class Process:
                     raise
         finally:
             self._tasks.database = outer
+
+    def _keep_to_the_deadline(self, stack: ExitStack) -> None:
+        """Let the end of the duration be like a first signal, where what runs has only so long."""
+        signals, deadline = self._signals, self._deadline
+        if deadline is None or self._options.shutdown_timeout is None:
+            return
+        has_ended = threading.Event()
+        stack.callback(has_ended.set)
+
+        def wait() -> None:
+            hold_off_signals()
+            is_over = has_ended.wait(max(deadline - time.monotonic(), 0))
+            if not is_over and not signals.kill_now:
+                signals.exit_gracefully(None, None)
+
+        threading.Thread(target=wait, name="duration", daemon=True).start()
 
     def _open(self, stack: ExitStack) -> None:
         """Get everything ready that takes, runs and records, and have it closed in the end."""
