@@ -158,9 +158,14 @@ class _Embedded:
     def _work(self) -> None:
         # Signals are not held off: what a task starts would inherit that.
         apps.ready_event.wait()  # it may be started by an app that is getting ready
+        from background_task.storage.transient import TRANSIENT, reason
+
         while not self._stopping.is_set():
             try:
                 self._take_turns()
+            except TRANSIENT as error:
+                logger.warning("The embedded worker misses the database: %s", reason(error))
+                self._stopping.wait(BETWEEN_TRIES)
             except Exception:
                 logger.exception("The embedded worker has failed; trying again")
                 self._stopping.wait(AFTER_A_FAILURE)

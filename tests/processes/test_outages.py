@@ -5,6 +5,7 @@ Each server here is a test's own, and is really crashed, made a replica, and fil
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -113,8 +114,10 @@ def test_a_server_without_room_for_a_connection_delays_tasks_and_no_more(
     wait_until(are_done(1))
     store("for number in range(50): journal(str(number), 0.02); query_async(f'a{number}')")
     wait_until(lambda: len(begun(tmp_path)) > 5)
+    worker.send(signal.SIGSTOP)  # so that it cannot be back before the others
     server.cut_connections()
     with server.filled_up():
+        worker.send(signal.SIGCONT)
         wait_until(lambda: server.full.lower() in worker.text().lower())
     wait_until(are_done(101))
     assert_all_succeeded(101)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from django.core.exceptions import ValidationError
 from django.db import connections, router, transaction
 
 from background_task import vendors
@@ -74,21 +73,10 @@ def left_behind(rows: Iterator[Any]) -> dict[Any, str]:
 def _ours(row: Any, left: dict[Any, str]) -> Task | None:
     """Return a row as ours; None if it cannot be stored here, and the reason in ``left``."""
     try:
-        task = _as_task(row)
-        task.clean_fields(exclude={each.name for each in Task._meta.fields} - _CHECKED)
-    except ValidationError as error:
-        left[row.pk] = " ".join(
-            f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items()
-        )
+        return _as_task(row)
     except BackgroundTaskError as error:
         left[row.pk] = str(error)
-    else:
-        return task
-    return None
-
-
-# What the columns of the other table hold that ours may be too narrow for.
-_CHECKED = {"priority", "queue", "backend", "run_at"}
+        return None
 
 
 def _as_task(row: Any) -> Task:

@@ -96,6 +96,7 @@ class Lookout(Heart):
 
     def _connect(self) -> None:
         super()._connect()
+        self._next_look = 0.0  # nothing was heard meanwhile
         self._watch = self._engine.vendor.watch(self._engine.connection, NEW)
         self._ear = self._watch.fileno()
         if self._ear is not None:
