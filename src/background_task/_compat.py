@@ -55,8 +55,7 @@ else:
     class _Last(threading.local):
         """The last id that was made in this thread; no lock, which a fork might keep for ever."""
 
-        milliseconds = 0
-        rest = 0
+        number = 0
 
     _last = _Last()
 
@@ -68,12 +67,12 @@ else:
         each is larger than the last by a random number (section 6.2, method 2).
         """
         milliseconds = time.time_ns() // 1_000_000
-        rest = _last.rest + 1 + int.from_bytes(os.urandom(6), "big")
-        if milliseconds > _last.milliseconds or rest >> 74:
-            milliseconds = max(milliseconds, _last.milliseconds + 1)
-            rest = int.from_bytes(os.urandom(10), "big") >> 7  # 73 bits, to leave room above
+        if milliseconds > _last.number >> 74:
+            number = milliseconds << 74 | int.from_bytes(os.urandom(10), "big") >> 6
         else:
-            milliseconds = _last.milliseconds
-        _last.milliseconds, _last.rest = milliseconds, rest
-        value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 7 << 76 | (rest >> 62) << 64
-        return uuid.UUID(int=value | 2 << 62 | (rest & ((1 << 62) - 1)))
+            number = _last.number + 1 + int.from_bytes(os.urandom(6), "big")
+        _last.number = number
+        # What is left of its 122 bits stands between and behind the version and the variant.
+        time_and_version = (number >> 74) << 80 | 7 << 76
+        rest = (number >> 62 & 0xFFF) << 64 | 2 << 62 | number & ((1 << 62) - 1)
+        return uuid.UUID(int=time_and_version | rest)

@@ -153,9 +153,9 @@ def _pauses(timeout: float | None) -> Iterator[float]:
             f"timeout must be a number of seconds, or None, not {type(timeout).__name__} "
             f"({timeout!r:.80})."
         )
-    if timeout is not None and timeout > LONGEST_WAIT:
-        timeout = None
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None
+    if timeout is not None and timeout <= LONGEST_WAIT:
+        deadline = time.monotonic() + timeout
     pause = SHORTEST_PAUSE
     while deadline is None or (left := deadline - time.monotonic()) > 0:
         yield pause if deadline is None else min(pause, left)

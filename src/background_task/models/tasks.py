@@ -274,7 +274,7 @@ class Task(rows.Row):
         self.delete()
 
     def _retry(self) -> None:
-        if self.is_to_be_cancelled:
+        if cancellation.is_marked(self.options):
             self.end_cancelled(self.last_error)
             return
         if self.answer is not None and self.answer[0] is not None:
@@ -336,11 +336,6 @@ class Task(rows.Row):
                 return False
             # The request is gone with the worker; this is not.
             return bool(rows.update(options=cancellation.marked(row.options)))
-
-    @property
-    def is_to_be_cancelled(self) -> bool:
-        """Whether :meth:`cancel` was called while it ran."""
-        return cancellation.is_marked(self.options)
 
     def end_cancelled(self, reason: str) -> None:
         """Inside a transaction that holds the row: move it to the history as cancelled."""

@@ -49,7 +49,7 @@ def take_over(model: Any, statuses: Collection[str]) -> Imported:
             vendors.begin_write(using, Task._meta.db_table)
             oldest = rows.exclude(pk__in=list(left)).order_by("enqueued_at", "pk")
             some = list(oldest.select_for_update(skip_locked=skip)[:BATCH])
-            tasks = [task for row in some if isinstance(task := _ours(row, left), Task)]
+            tasks = [task for row in some if (task := _ours(row, left)) is not None]
             if tasks:
                 enqueue.insert(using, tasks)
                 rows.filter(pk__in=[row.pk for row in some if row.pk not in left]).delete()

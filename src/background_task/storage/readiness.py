@@ -87,7 +87,12 @@ def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
     """
     ready, parameters = first(engine, wanted, State.READY)
     rescued, same = first(engine, wanted, State.RESCUED)
-    unknown, others = _unknown(engine, wanted, known) if known else ("NULL", [])
+    unknown, others = "NULL", list[Any]()
+    if known:
+        other, others = first(engine, replace(wanted, names=known), named="NOT IN")
+        # Only then: a deep queue of what is known would have to be read to its end.
+        unknown = f"CASE WHEN ({ready}) IS NULL THEN ({other}) IS NOT NULL END"
+        others = [*parameters, *others]
     until = engine.vendor.seconds_until(engine.now, "MIN(run_at)")
     sql = f"""
         SELECT ({ready}), ({rescued}),
@@ -104,17 +109,6 @@ def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
         upcoming=upcoming,
         is_unknown=bool(is_unknown),
     )
-
-
-def _unknown(engine: Engine, wanted: Wanted, known: Collection[str]) -> tuple[str, list[Any]]:
-    """Return an expression that is true if only rows of other names may run.
-
-    What is known is looked for first, since a deep queue of it would have to be read to its end.
-    """
-    ready, parameters = first(engine, wanted)
-    other, others = first(engine, replace(wanted, names=known), named="NOT IN")
-    sql = f"CASE WHEN ({ready}) IS NULL THEN ({other}) IS NOT NULL END"
-    return sql, [*parameters, *others]
 
 
 def first(

@@ -98,10 +98,14 @@ def _waiting(task: Any, args: Any, kwargs: Any, queue: str | None) -> list[Task]
 
 def _database(task: Any) -> str:
     """Return where calls of a task are stored."""
-    database = None
-    if not isinstance(task, str | TaskProxy) and hasattr(task, "get_backend"):
-        database = getattr(task.get_backend(), "database", None)
-    return database or router.db_for_write(Task)
+    return getattr(_backend(task), "database", None) or router.db_for_write(Task)
+
+
+def _backend(task: Any) -> Any:
+    """Return the backend of a task of Django's; None for all others."""
+    if isinstance(task, str | TaskProxy) or not hasattr(task, "get_backend"):
+        return None
+    return task.get_backend()
 
 
 def _name(task: Any) -> str:
@@ -122,20 +126,15 @@ def _as_stored(value: Any) -> Any:
 
 
 def _hint(task: Any) -> str:
-    own = getattr(task, "on_commit", None)
-    is_late = own if own is not None else _commits_first(task)
+    is_late = getattr(task, "on_commit", None)
+    if is_late is None:
+        is_late = getattr(_backend(task), "commits_first", False)
     if not is_late:
         return ""
     return (
         "\nIt has on_commit, so it is stored when the transaction of the test would be committed: "
         "call it within self.captureOnCommitCallbacks(execute=True)."
     )
-
-
-def _commits_first(task: Any) -> bool:
-    if isinstance(task, str | TaskProxy) or not hasattr(task, "get_backend"):
-        return False
-    return bool(getattr(task.get_backend(), "commits_first", False))
 
 
 def _call(name: str, args: Any, kwargs: Any) -> str:

@@ -22,7 +22,6 @@ from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
 from background_task.records import Claim, Wanted
-from background_task.settings import app_settings
 from background_task.signals import close_old
 from background_task.storage import acknowledge, claim
 from background_task.storage.batches import MOST_ROWS
@@ -182,9 +181,8 @@ class Coroutines:
     def _take(self, loop: EventLoop) -> None:
         """Claim as many tasks as there is room for, and let them run."""
         free = min(self._concurrency - len(self._in_flight), self._most)
-        if free < 1 or self._stops() or time.monotonic() < self._next_look:
-            return
-        if self._awaits_start():
+        is_early = self._awaits_start() or time.monotonic() < self._next_look
+        if free < 1 or self._stops() or is_early:
             return
         asked = self._budget.reserve(free)
         claimed = self._claim(asked)
@@ -217,8 +215,7 @@ class Coroutines:
         self._in_flight.add(flight)
         try:
             if flight.begin():
-                default = app_settings.BACKGROUND_TASK_MAX_LOSSES
-                if task.policy.losses_allowed(default) == 0:
+                if taking.must_not_run_twice(task.policy):
                     self._alone, flight.on_start = flight, self._woken.set
                 loop.launch(flight)
                 return

@@ -16,7 +16,7 @@ from background_task.execution.notices import policy_of
 from background_task.execution.runs import runs
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
-from background_task.policies.runs import is_async
+from background_task.policies.runs import RunPolicy, is_async
 from background_task.records import Claim, Mark, Wanted
 from background_task.settings import app_settings
 from background_task.storage import claim, leases, oddities
@@ -110,16 +110,20 @@ def together(tasks: Tasks, claims: Sequence[Claim]) -> int:
     Nobody knows which of a batch have run when its process is lost. So what must not run again
     then is taken alone: it has failed, and others that had not begun would have to fail with it.
     """
-    default = app_settings.BACKGROUND_TASK_MAX_LOSSES
     is_alone: dict[tuple[str, str | None], bool] = {}
     for count, each in enumerate(claims):
         key = (each.name, each.backend)
         if key not in is_alone:
             policy = policy_of(tasks._tasks.get(each.name), each.backend, each.name)
-            is_alone[key] = policy.losses_allowed(default) == 0
+            is_alone[key] = must_not_run_twice(policy)
         if is_alone[key]:
             return max(count, 1)
     return len(claims)
+
+
+def must_not_run_twice(policy: RunPolicy) -> bool:
+    """Tell whether a task has failed with the first worker that is lost while it runs."""
+    return policy.losses_allowed(app_settings.BACKGROUND_TASK_MAX_LOSSES) == 0
 
 
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
