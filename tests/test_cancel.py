@@ -19,6 +19,8 @@ from background_task.policies import cancellation
 from background_task.policies.repetition import chain_key
 from background_task.signals import task_cancelled, task_failed
 from background_task.states import State
+from background_task.storage import readiness
+from background_task.storage.engine import Engine
 from background_task.tasks import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -162,6 +164,17 @@ def test_one_that_fails_by_itself_after_it_was_cancelled_is_not_tried_again(repe
     assert (done.state, done.attempts) == (State.CANCELLED, 1)
     assert "by itself" in done.last_error
     assert not Task.objects.exists()
+
+
+def test_one_that_is_edited_while_it_runs_on_is_still_known_to_run() -> None:
+    row = note("runs")
+    assert row.lock("1")
+    Task.objects.filter(pk=row.pk).update(options=cancellation.marked(None), state=None)
+    readiness.settle(Engine.on("default"))
+    assert Task.objects.get().state == State.RUNNING
+    Task.objects.filter(pk=row.pk).update(locked_by=None)
+    readiness.settle(Engine.on("default"))
+    assert CompletedTask.objects.get().state == State.CANCELLED
 
 
 def test_one_that_succeeds_by_itself_goes_on_with_its_chain() -> None:

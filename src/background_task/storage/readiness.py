@@ -149,10 +149,9 @@ def adopt(engine: Engine) -> int:
 
     What was to be cancelled while it ran, and runs no more, is cancelled.
     """
-    ended = f"state IS NULL AND locked_by IS NULL AND {leases.TO_BE_CANCELLED}"
-    changed = cancel.cancel_all(
-        engine.using, [key for (key,) in engine.fetch(_find(ended, NAMED_AT_ONCE))]
-    )
+    ended = f"(locked_by IS NULL AND {leases.TO_BE_CANCELLED})"
+    keys = engine.fetch(_find(f"state IS NULL AND {ended}", NAMED_AT_ONCE))
+    changed = cancel.cancel_all(engine.using, [key for (key,) in keys])
     nameless = "result_id IS NULL AND state IS NULL"
     if keys := engine.fetch(_find(nameless, NAMED_AT_ONCE)):
         field = Task._meta.get_field("result_id")
@@ -163,7 +162,7 @@ def adopt(engine: Engine) -> int:
                 engine.run(sql, [name, key])
     changed += _change(
         engine,
-        f"state IS NULL AND result_id IS NOT NULL AND NOT ({leases.TO_BE_CANCELLED})",
+        f"state IS NULL AND result_id IS NOT NULL AND NOT {ended}",
         f"""state = CASE
             WHEN locked_by IS NOT NULL THEN {State.RUNNING:d}
             WHEN run_at > {engine.now} THEN {State.SCHEDULED:d}
