@@ -25,6 +25,27 @@ def register(engine: Engine, worker_id: str) -> workers.Suspect:
     return suspect
 
 
+def test_a_lock_is_taken_once_in_each_database_of_a_server(
+    engine: Engine, empty_database: str
+) -> None:
+    elsewhere, again = Engine("default"), Engine("default")
+    elsewhere.connection.settings_dict = {
+        **elsewhere.connection.settings_dict,
+        "NAME": empty_database,
+    }
+    lock, other = (each.vendor.session_lock(each.connection, 7) for each in (engine, elsewhere))
+    assert lock is not None
+    assert other is not None
+    assert again.vendor.session_lock(again.connection, 7) is None
+    lock.release()
+    last = again.vendor.session_lock(again.connection, 7)
+    assert last is not None
+    for each in (last, other):
+        each.release()
+    for each in (elsewhere, again):
+        each.close()
+
+
 def test_whatever_fraction_of_a_second_a_worker_died_at_it_is_rescued_from_at_once(
     engine: Engine,
 ) -> None:

@@ -167,7 +167,7 @@ class Vendor:
         """Set up a connection by which a worker shows that it lives."""
 
     def session_lock(self, connection: BaseDatabaseWrapper, key: int) -> SessionLock | None:
-        """Take a lock that nobody else has; None when somebody has it.
+        """Take a lock of this database that nobody else has; None when somebody has it.
 
         Args:
             connection: on which no transaction is open, and which stays open.

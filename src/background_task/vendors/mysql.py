@@ -110,8 +110,8 @@ class MySQL(Vendor):
             cursor.execute("SET SESSION wait_timeout = 600")
 
     def session_lock(self, connection: BaseDatabaseWrapper, key: int) -> _NamedLock | None:
-        """By ``GET_LOCK``."""
-        lock = _NamedLock(connection, f"background_task:{key & 0xFFFF_FFFF_FFFF_FFFF:x}")
+        """By ``GET_LOCK``, whose names are those of the server; so the database is in the name."""
+        lock = _NamedLock(connection, f"{key & 0xFFFF_FFFF_FFFF_FFFF:x}")
         return lock if lock.take() else None
 
     def has_session_locks(self, connection: BaseDatabaseWrapper) -> bool:
@@ -179,18 +179,21 @@ class _Bell:
 
 
 class _NamedLock:
+    # At most 64 characters, which the name of a database alone may have.
+    _FULL_NAME = "CONCAT('background_task:', SHA1(CONCAT(DATABASE(), ':', %s)))"
+
     def __init__(self, connection: BaseDatabaseWrapper, name: str) -> None:
         self._connection = connection
         self._name = name
 
     def take(self) -> bool:
         with self._connection.cursor() as cursor:
-            cursor.execute("SELECT GET_LOCK(%s, 0)", [self._name])
+            cursor.execute(f"SELECT GET_LOCK({self._FULL_NAME}, 0)", [self._name])
             return bool(cursor.fetchone()[0])
 
     def release(self) -> None:
         with suppress(Exception), self._connection.cursor() as cursor:
-            cursor.execute("SELECT RELEASE_LOCK(%s)", [self._name])
+            cursor.execute(f"SELECT RELEASE_LOCK({self._FULL_NAME})", [self._name])
 
 
 # SERVER_STATUS_IN_TRANS of the protocol.
