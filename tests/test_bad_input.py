@@ -16,6 +16,8 @@ from django.utils import timezone
 from project.models import Account
 
 from background_task import background
+from background_task.api import registry
+from background_task.checks import one_function_by_name
 from background_task.exceptions import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -214,3 +216,18 @@ def test_a_repetition_past_the_end_of_the_calendar_ends_the_chain() -> None:
 
 def test_nothing_is_suggested_for_a_word_that_resembles_none() -> None:
     assert did_you_mean("xyzzy", ["schedule", "queue"]) == ""
+
+
+def test_two_functions_of_one_name_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_places", {})
+
+    def declared() -> None: ...
+
+    for _ in range(2):  # a module that is imported again
+        background("same")(declared)
+    background("another")(lambda: None)
+    assert one_function_by_name(None) == []
+    background("same")(lambda: None)
+    (message,) = one_function_by_name(None)
+    assert message.id == "background_task.W002"
+    assert message.msg.count(__file__) == 2

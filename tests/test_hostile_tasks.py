@@ -196,7 +196,8 @@ def test_a_block_that_a_task_never_leaves_is_rolled_back(fails: bool) -> None:
     assert not connection.in_atomic_block
     assert tasks.run_next_task()
     assert CompletedTask.objects.filter(task_name="next").exists()
-    assert CompletedTask.objects.filter(task_name="hostile").exists() is not fails
+    error = Task.objects.get(task_name="hostile").last_error
+    assert ("ValueError" if fails else "has left a transaction open") in error
     assert not Note.objects.exists()
 
 
@@ -367,8 +368,42 @@ def test_a_transaction_that_a_task_begins_by_hand_is_rolled_back() -> None:
     background("next")(lambda: Note.objects.create(text="next"))()
     assert tasks.run_next_task()
     assert tasks.run_next_task()
-    assert CompletedTask.objects.succeeded().count() == 2
+    assert [row.task_name for row in CompletedTask.objects.all()] == ["next"]
+    assert "has left a transaction open" in Task.objects.get().last_error
     assert [note.text for note in Note.objects.all()] == ["next"]
+
+
+@pytest.mark.parametrize("how", ["by hand", "autocommit", "block"])
+def test_what_a_task_of_a_batch_wrote_into_a_transaction_it_left_open_is_reported(
+    how: str,
+) -> None:
+    def body() -> None:
+        if how == "by hand":
+            connection.cursor().execute("BEGIN")
+        elif how == "autocommit":
+            transaction.set_autocommit(False)
+        else:
+            transaction.atomic().__enter__()
+        Note.objects.create(text="left open")
+
+    background("hostile")(body)()
+    background("next")(lambda: Note.objects.create(text="next") and None)()
+    call_command("process_tasks", "--burst")
+    assert [row.task_name for row in CompletedTask.objects.all()] == ["next"]
+    assert "has left a transaction open" in Task.objects.get().last_error
+    assert [note.text for note in Note.objects.all()] == ["next"]
+
+
+def test_a_transaction_that_was_committed_may_be_followed_by_none(vendor: str) -> None:
+    def body() -> None:
+        transaction.set_autocommit(False)
+        Note.objects.create(text="kept")
+        transaction.commit()
+
+    background("own")(body)()
+    call_command("process_tasks", "--burst")
+    assert CompletedTask.objects.succeeded().count() == 1
+    assert Note.objects.get().text == "kept"
 
 
 def test_a_session_in_which_our_tables_are_gone_is_given_up(vendor: str) -> None:
@@ -530,6 +565,7 @@ def test_a_block_that_a_task_never_leaves_ends_with_it_in_a_test_case_too() -> N
     background("hostile")(body)()
     assert tasks.run_next_task()
     assert len(connection.savepoint_ids) == depth
+    assert "has left a transaction open" in Task.objects.get().last_error
     assert not Note.objects.exists()
     with transaction.atomic():
         Note.objects.create(text="and on")

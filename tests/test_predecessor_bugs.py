@@ -609,17 +609,23 @@ def test_a_row_that_a_project_refers_to_can_be_finished() -> None:
     assert Follower.objects.get().task is None
 
 
-def test_a_transaction_that_a_task_leaves_open_is_rolled_back_and_the_outcome_kept() -> None:
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_transaction_that_a_task_leaves_open_is_rolled_back_and_the_outcome_kept(
+    commits: bool,
+) -> None:
     @background
     def task() -> None:
         transaction.set_autocommit(False)
         Label.objects.create(name="left open")
+        if commits:
+            transaction.commit()
 
     task()
     assert tasks.run_next_task()
     assert transaction.get_autocommit()
-    assert CompletedTask.objects.exists()
-    assert not Label.objects.exists()
+    assert CompletedTask.objects.exists() is commits
+    assert Label.objects.exists() is commits
+    assert commits or "has left a transaction open on the database" in Task.objects.get().last_error
 
 
 def test_the_worker_of_a_row_has_a_name_that_no_other_process_has() -> None:

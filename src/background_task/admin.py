@@ -25,13 +25,13 @@ else:
 @admin.action(description="priority += 1", permissions=["change"])
 def inc_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Raise the number by one, in the database, whatever else happens to the rows."""
-    _tell(modeladmin, request, "raised", queryset.update(priority=F("priority") + 1))
+    _tell(modeladmin, request, "raised", _moved(queryset, 1))
 
 
 @admin.action(description="priority -= 1", permissions=["change"])
 def dec_priority(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]) -> None:
     """Lower the number by one, in the database, whatever else happens to the rows."""
-    _tell(modeladmin, request, "lowered", queryset.update(priority=F("priority") - 1))
+    _tell(modeladmin, request, "lowered", _moved(queryset, -1))
 
 
 @admin.action(description="release the lock", permissions=["change"])
@@ -39,6 +39,12 @@ def release_lock(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Task]
     """Let the rows run again, as after a worker was killed; a run that still goes on is void."""
     released = cast(TaskQuerySet, queryset.filter(locked_by__isnull=False)).release()
     _tell(modeladmin, request, "released", released)
+
+
+def _moved(queryset: QuerySet[Task], by: int) -> int:
+    """Move priorities, but for those at the end of what the column holds; return how many."""
+    first, last = arguments.INTEGER[0] - min(by, 0), arguments.INTEGER[-1] - max(by, 0)
+    return queryset.filter(priority__range=(first, last)).update(priority=F("priority") + by)
 
 
 def _tell(modeladmin: Any, request: HttpRequest, what: str, count: int) -> None:
@@ -62,7 +68,11 @@ class TaskNameFilter(admin.SimpleListFilter):
         return [(name, name) for name in sorted(names)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(task_name=self.value()) if self.value() else queryset
+        name = self.value()
+        if not name:
+            return queryset
+        # PostgreSQL would refuse to compare it.
+        return queryset.none() if "\x00" in name else queryset.filter(task_name=name)
 
 
 class RowForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -74,6 +84,21 @@ class RowForm(forms.ModelForm):  # type: ignore[type-arg]
         field = self.fields.get("repeat")
         if isinstance(field, forms.TypedChoiceField) and period not in dict(REPEAT_CHOICES):
             field.choices = [(period, f"every {period} s"), *REPEAT_CHOICES]
+
+    def clean_task_params(self) -> str:
+        """Refuse what a task could not be called with; what is there already is not asked again."""
+        text: str = self.cleaned_data["task_params"]
+        if "task_params" in self.changed_data:
+            try:
+                args, kwargs = json.loads(text)
+            except (ValueError, TypeError):
+                args = kwargs = None
+            if not isinstance(args, list) or not isinstance(kwargs, dict):
+                raise forms.ValidationError(
+                    "Give JSON: a list of the positional arguments and an object of the keyword "
+                    'arguments, such as [[1, "two"], {}].'
+                )
+        return text
 
     def _get_validation_exclusions(self) -> set[str]:
         # The choices of the form have been checked; the model knows the six only.
@@ -105,6 +130,20 @@ class _RowAdmin(_ModelAdmin):
     ]
     show_full_result_count = False
 
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Store what was edited and nothing else: a worker may have changed the row meanwhile.
+
+        And a form knows no fractions of a second.
+        """
+        edited = self._edited(obj, form)
+        if not change:
+            obj.save()
+        elif edited:
+            obj.save(update_fields=edited)
+
+    def _edited(self, obj: Any, form: Any) -> set[str]:
+        return {field.name for field in obj._meta.concrete_fields} & set(form.changed_data)
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
@@ -124,18 +163,13 @@ class TaskAdmin(_RowAdmin):
     # A form that was opened before a worker took the row would unlock it again.
     readonly_fields = [*_RowAdmin.readonly_fields, "locked_by", "locked_at"]
 
-    def save_model(self, request: HttpRequest, obj: Task, form: Any, change: bool) -> None:
-        """Store what was edited and nothing else: a worker may have locked the row meanwhile."""
-        columns = {field.name for field in obj._meta.concrete_fields}
-        edited = columns & set(form.changed_data)
-        is_found_by_hash = obj.backend is None
-        if not change or (is_found_by_hash and edited & {"task_name", "task_params"}):
+    def _edited(self, obj: Task, form: Any) -> set[str]:
+        """Return what was edited; rows of @background are found by a hash of two columns."""
+        edited = super()._edited(obj, form)
+        if edited & {"task_name", "task_params"} and obj.backend is None:
             obj.task_hash = arguments.fingerprint(obj.task_name, obj.task_params)
             edited.add("task_hash")
-        if not change:
-            obj.save()
-        elif edited:
-            obj.save(update_fields=edited)
+        return edited
 
 
 @admin.register(CompletedTask)

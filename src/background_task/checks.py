@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
 from background_task import discovery, migrations
+from background_task.api import registry
 from background_task.settings import app_settings
 from background_task.worker import options
 
@@ -90,6 +91,22 @@ def importable_tasks(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         kind, number = (Error, "E003") if stops else (Warning, "W001")
         messages.append(kind(str(error), hint=hint, id=f"background_task.{number}"))
     return messages
+
+
+@register()
+def one_function_by_name(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W002: functions replace each other under one name, and the last one is what runs."""
+    discovery.broken_modules()
+    return [
+        Warning(
+            f"The task {name} is declared at {' and at '.join(places)}; what runs is the last.",
+            hint='Rename the function, or give the task a name of its own: @background("my.name").',
+            id="background_task.W002",
+        )
+        for name, places in registry.ambiguous().items()
+    ]
 
 
 @register()

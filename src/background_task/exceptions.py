@@ -64,6 +64,20 @@ class TaskCancelledError(BaseException):
         super().__init__(message)
 
 
+# A note of the error of a task that has returned what it must not: to run it again would not help.
+OF_RETURN_VALUE = "The task has run, but what it returned cannot be stored as JSON."
+
+
+def is_of_return_value(error: BaseException | None) -> bool:
+    """Tell whether the body of a task succeeded, and what it returned cannot be kept."""
+    return OF_RETURN_VALUE in getattr(error, "__notes__", ())
+
+
 def class_path(error: type[BaseException]) -> str:
     """Return where the class of an error can be imported from."""
-    return f"{error.__module__}.{error.__qualname__}"
+    return storable(f"{error.__module__}.{error.__qualname__}")
+
+
+def storable(text: str) -> str:
+    """Return text as every database can store it: NUL and lone surrogates are written out."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -76,8 +76,9 @@ def bg_runner(proxy_task: Any, task: Task | None = None, *args: Any, **kwargs: A
     attempt = Attempt(proxy_task, task, logger)
     try:
         args, kwargs = attempt.begin(args, kwargs)
-        with attempt.as_current(), undisturbed():
+        with attempt.as_current(), undisturbed() as left:
             value = attempt.run_body(args, kwargs)
+        attempt.refuse_left_open(left)
         attempt.succeed(value)
     except ForcedStop:
         attempt.run.hand_back()

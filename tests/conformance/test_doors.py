@@ -332,6 +332,10 @@ def test_a_name_of_a_row_never_imports_what_is_not_of_the_project() -> None:
     [
         ({"QUES": []}, "E005", "Did you mean 'QUEUES'"),
         ({"QUEUES": "mail"}, "E006", "list of the names"),
+        ({"QUEUES": None}, "E006", "list of the names"),
+        ({"QUEUES": ["good", "a,b"]}, "W003", "--queue of the worker cannot name"),
+        ({"QUEUES": ["*"]}, "W003", "--queue of the worker cannot name"),
+        ({"QUEUES": [""]}, "W003", "--queue of the worker cannot name"),
         ({"QUEUES": [5]}, "E006", "list of the names"),
         ({"QUEUES": ["x" * 191]}, "E006", "191 characters"),
     ],

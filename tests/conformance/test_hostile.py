@@ -23,8 +23,8 @@ from project.models import Note
 import background_task
 from background_task import background, signals
 from background_task._compat import django_tasks, tasks_base, tasks_signals
-from background_task.api import registry
-from background_task.exceptions import ArgumentTypeError, ArgumentValueError
+from background_task.api import registry, results
+from background_task.exceptions import ArgumentTypeError, ArgumentValueError, WorkerLostError
 from background_task.execution.interruptions import limits
 from background_task.models import Attempt, CompletedTask, Task
 from background_task.tasks import tasks
@@ -138,11 +138,107 @@ class Trap(Mapping[str, Any]):
         return 1
 
 
+@pytest.mark.parametrize("in_batches", [True, False])
+@pytest.mark.parametrize("door", ["call", "enqueue"])
 @pytest.mark.parametrize("value", [Trap(), "x" * 2_000_000, {1, 2}], ids=["trap", "huge", "set"])
-def test_a_return_value_that_cannot_be_stored_does_no_harm_under_background(value: Any) -> None:
-    background("returns")(lambda: value)()
+def test_a_return_value_that_cannot_be_stored_does_no_harm_under_background(
+    monkeypatch: pytest.MonkeyPatch, value: Any, door: str, in_batches: bool
+) -> None:
+    monkeypatch.setitem(jobs.RETURNED, "it", value)
+    proxy = background("returns")(jobs.returns.func)
+    proxy("it") if door == "call" else proxy.enqueue("it")
+    drain(in_batches)
+    row = CompletedTask.objects.get()
+    assert (row.return_value, row.failed_at, row.attempts) == (None, None, 1)
+
+
+def drain(in_batches: bool) -> None:
+    if in_batches:
+        call_command("process_tasks", "--burst")
+    else:
+        assert tasks.run_next_task()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_what_has_run_does_not_run_again_since_its_return_value_cannot_be_stored(
+    monkeypatch: pytest.MonkeyPatch, in_batches: bool, atomic: bool
+) -> None:
+    monkeypatch.setitem(jobs.RETURNED, "set", {1, 2})
+    task = background_task.task(backend="retrying", max_attempts=3, backoff=0, atomic=atomic)(
+        jobs.returns.func
+    )
+    result = task.enqueue("set")
+    drain(in_batches)
+    result.refresh()
+    assert (result.status, result.attempts) == (Status.FAILED, 1)
+    assert "The task has run, but what it returned" in result.errors[0].traceback
+
+
+def yields() -> Iterator[int]:
+    yield 1
+
+
+async def yields_async() -> Any:
+    yield 1
+
+
+def wraps_a_coroutine(*args: Any) -> Any:
+    return jobs.add_async.func(1, 2)
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+@pytest.mark.parametrize("door", ["call", "enqueue"])
+@pytest.mark.parametrize("function", [yields, yields_async, wraps_a_coroutine])
+def test_what_was_called_and_has_not_run_has_failed_and_says_so(
+    function: Any, door: str, in_batches: bool
+) -> None:
+    proxy = background("never.begins")(function)
+    proxy() if door == "call" else proxy.enqueue()
+    drain(in_batches)
+    row = Task.objects.get()
+    assert row.attempts == 1
+    assert "has run none of its lines" in row.last_error
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_a_generator_that_was_not_the_task_is_a_value_like_others(in_batches: bool) -> None:
+    background("returns")(lambda: (each for each in "ab"))()
+    drain(in_batches)
+    assert CompletedTask.objects.get().failed_at is None
+
+
+raised: dict[str, BaseException] = {}
+
+
+def raises_it() -> None:
+    raise raised["error"]
+
+
+@pytest.mark.parametrize("name", ["A\udc80B", "A\x00B"])
+def test_an_error_whose_class_has_an_odd_name_is_recorded(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL", "background_task")  # pytest could not hand on the surrogate
+    error = type("Named", (Exception,), {})
+    error.__qualname__ = name
+    raised["error"] = error()
+    result = background("fails")(raises_it).enqueue()
     assert tasks.run_next_task()
-    assert CompletedTask.objects.get().return_value is None
+    result.refresh()
+    assert result.status == Status.READY
+    assert len(result.errors) == 1
+    assert result.errors[0].exception_class_path.startswith(__name__)
+
+
+def test_a_task_may_raise_the_error_of_lost_workers_itself() -> None:
+    raised["error"] = WorkerLostError("a worker of another system")
+    result = background("fails")(raises_it).enqueue()
+    assert tasks.run_next_task()
+    result.refresh()
+    assert [each.exception_class_path.rpartition(".")[2] for each in result.errors] == [
+        "WorkerLostError"
+    ]
 
 
 def test_a_return_value_that_is_too_large_fails_a_task_of_djangos_and_says_so(
@@ -338,13 +434,13 @@ def test_keys_that_json_makes_text_of_are_text_in_every_result() -> None:
 
 
 def test_keys_of_which_json_would_lose_one_are_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match="has the key '1' both as text and as int"):
+    with pytest.raises(ArgumentTypeError, match="has two keys that are '1' as text"):
         jobs.add.enqueue({"1": "a", 1: "b"})
     result = jobs.returns.enqueue("twins")
     assert tasks.run_next_task()
     result.refresh()
     assert result.status == Status.FAILED
-    assert "one of the two would be lost" in result.errors[0].traceback
+    assert "one of their values would be lost" in result.errors[0].traceback
 
 
 @pytest.mark.parametrize("timeout", ["5", True, float("nan")])
@@ -352,6 +448,15 @@ def test_a_result_is_waited_for_a_number_of_seconds(timeout: Any) -> None:
     result = jobs.add.enqueue(1)
     with pytest.raises(ArgumentTypeError, match="timeout must be a number of seconds, or None"):
         result.wait(timeout)
+
+
+def test_waiting_ends_in_time_where_a_test_has_stopped_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = jobs.add.enqueue(1)
+    monkeypatch.setattr(results.time, "monotonic", lambda: 5.0)
+    with pytest.raises(TimeoutError):
+        result.wait(0.1)
 
 
 @pytest.mark.parametrize(

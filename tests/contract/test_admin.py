@@ -99,6 +99,30 @@ def test_an_action_changes_the_priority_of_the_rows_that_are_ticked(
     assert [row.priority for row in (*ticked, other)] == [change, 7 + change, 3]
 
 
+@pytest.mark.parametrize(
+    ("action", "priority"), [("inc_priority", 2**31 - 1), ("dec_priority", -(2**31))]
+)
+def test_an_action_leaves_a_priority_that_can_go_no_further(
+    admin_client: Client, action: str, priority: int
+) -> None:
+    rows = [stored(Task, priority=number) for number in (priority, 3)]
+    ticked = {admin.helpers.ACTION_CHECKBOX_NAME: [row.pk for row in rows]}
+    page = admin_client.post(listing(Task), {"action": action, **ticked}, follow=True)
+    assert "1 task " in page.content.decode()
+    for row in rows:
+        row.refresh_from_db()
+    assert rows[0].priority == priority
+    assert rows[1].priority != 3
+
+
+@BOTH
+def test_a_name_that_no_task_can_have_is_looked_for_in_vain(
+    admin_client: Client, model: Any, own: Any
+) -> None:
+    stored(model)
+    assert shown(admin_client, model, task_name="\x00") == set()
+
+
 @BOTH
 def test_the_list_shows_waiting_and_locked_rows_without_touching_a_process(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, model: Any, own: Any
@@ -166,6 +190,36 @@ def test_a_row_can_be_opened_and_saved(admin_client: Client, model: Any, own: An
     assert response.status_code == 302, response.context["errors"]
     row.refresh_from_db()
     assert (row.priority, row.repeat, row.verbose_name) == (5, Task.DAILY, "A title")
+
+
+@pytest.mark.parametrize("params", ["zzz", "[]", "[[], {}, 1]", "[{}, []]", "null"])
+def test_arguments_that_no_task_could_be_called_with_are_refused(
+    admin_client: Client, params: str
+) -> None:
+    row = stored(Task)
+    url, data = form_of(admin_client, row)
+    page = admin_client.post(url, data | {"task_params": params})
+    assert page.status_code == 200
+    assert "a list of the positional arguments" in page.content.decode()
+    row.refresh_from_db()
+    assert row.task_params == "[[], {}]"
+
+
+def test_a_row_with_odd_arguments_can_be_edited_all_the_same(admin_client: Client) -> None:
+    row = stored(Task, task_params="zzz")
+    url, data = form_of(admin_client, row)
+    assert admin_client.post(url, data | {"priority": 5}).status_code == 302
+    row.refresh_from_db()
+    assert (row.priority, row.task_params) == (5, "zzz")
+
+
+def test_to_save_what_was_done_leaves_the_time_as_exact_as_it_was(admin_client: Client) -> None:
+    row = stored(CompletedTask, run_at=timezone.now().replace(microsecond=123456))
+    url, data = form_of(admin_client, row)
+    assert admin_client.post(url, data | {"verbose_name": "seen"}).status_code == 302
+    before = row.run_at
+    row.refresh_from_db()
+    assert (row.run_at, row.verbose_name) == (before, "seen")
 
 
 @BOTH

@@ -206,10 +206,11 @@ def test_one_that_ends_the_process_does_not_take_innocent_ones_with_it(
 def test_a_transaction_that_one_leaves_open_is_rolled_back(worker: Callable[..., Child]) -> None:
     enqueue("open_transaction_async")
     worker("--concurrency", "1")
-    wait_until(CompletedTask.objects.exists)
+    failed = wait_until(Task.objects.exclude(last_error="").first)
+    assert "has left a transaction open on the database 'default'" in failed.last_error
     for number in range(20):
         enqueue("query_async", f"after {number}")
-    wait_until(lambda: CompletedTask.objects.count() == 21)
+    wait_until(lambda: CompletedTask.objects.count() == 20)
     assert Note.objects.count() == 20
     assert not noted("never committed")()
 

@@ -73,7 +73,7 @@ class TaskProxy(Generic[P, R]):
         self.policy = policy
         functools.update_wrapper(self, task_function, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Task | None:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Task | None:
         """Store a row and return it.
 
         The keywords in ``OPTIONS`` are taken off and never reach the function. None is returned
@@ -155,7 +155,8 @@ class TaskProxy(Generic[P, R]):
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[P, R]:
         """Store a call through Django's door; return its ``TaskResult``.
 
-        Every keyword is the function's own: see :meth:`using` for the options.
+        Every keyword but ``self``, which Django's method has for its own, is the function's: see
+        :meth:`using` for the options.
         """
         result: TaskResult[P, R] = self.definition.enqueue(*args, **kwargs)
         return result

@@ -5,6 +5,7 @@ Declaring happens while modules are imported, before models can be loaded, so th
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -20,6 +21,8 @@ logger = logs.named("background_task.tasks")
 _declared: dict[str, Any] = {}
 _proxies: dict[str, Any] = {}
 _broken: set[str] = set()
+# Where the functions are that were declared by one name: there should be one place.
+_places: dict[str, dict[str, None]] = {}
 
 
 def name_of(task: Any) -> str:
@@ -32,11 +35,25 @@ def declare(task: Any) -> None:
     known = _declared.get(task.module_path)
     if known is None or known.func is not task.func:
         _declared[task.module_path] = task
+        _note_place(task.module_path, task.func)
 
 
 def declare_proxy(proxy: Any) -> None:
     """Remember what ``@background`` has made of a function."""
     _proxies[proxy.name] = proxy
+    _note_place(proxy.name, proxy.task_function)
+
+
+def _note_place(name: str, function: Any) -> None:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is not None:
+        place = f"{code.co_filename}:{code.co_firstlineno}"
+        _places.setdefault(name, {})[place] = None
+
+
+def ambiguous() -> dict[str, list[str]]:
+    """Return the names that more than one function was declared by, with the places of those."""
+    return {name: list(places) for name, places in _places.items() if len(places) > 1}
 
 
 def proxy(name: str) -> Any | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning
 from django.utils import timezone
 
 from background_task import signals
@@ -65,7 +65,9 @@ class DatabaseBackend(BaseTaskBackend):
     is_of_background_task = True
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
-        super().__init__(alias, params)
+        is_list = isinstance(params.get("QUEUES", []), Iterable)
+        # Django's would fail before the checks can say what is wrong.
+        super().__init__(alias, params if is_list else {**params, "QUEUES": []})
         self._params = params
         self._options = Options(alias, params.get("OPTIONS", {}))
         self._doors: dict[tuple[int, bool], _Door] = {}
@@ -291,6 +293,13 @@ class DatabaseBackend(BaseTaskBackend):
                 f"{arguments.LONGEST_NAME} can be stored with a task.",
                 hint="Shorten it.",
                 id="background_task.E006",
+            )
+        elif unsayable := sorted(each for each in queues if not each or each == "*" or "," in each):
+            yield Warning(
+                f'TASKS["{self.alias}"]["QUEUES"] has the name {unsayable[0]!r}, which the option '
+                "--queue of the worker cannot name.",
+                hint="Rename it: --queue takes names with commas between them, and * for all.",
+                id="background_task.W003",
             )
 
 

@@ -124,6 +124,6 @@ def _imported(name: str, value: Any) -> Any:
             raise ArgumentValueError(
                 f"{name} is {value!r}, which cannot be imported: {error}"
             ) from None
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_imported(name, each) for each in value]
     return value

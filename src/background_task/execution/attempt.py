@@ -6,10 +6,12 @@ event loop meanwhile. No other step raises what a task has raised.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from django.db import connections, transaction
@@ -17,9 +19,10 @@ from django.db import connections, transaction
 from background_task import logs, signals, vendors
 from background_task._compat import HAS_TASKS
 from background_task.api.context import running
+from background_task.api.proxy import DeclaredTask
 from background_task.exceptions import BackgroundTaskError, TaskCancelledError, WorkerLostError
 from background_task.execution.call import call
-from background_task.execution.connections import undisturbed
+from background_task.execution.connections import refuse_left_open, undisturbed
 from background_task.execution.notices import Notices
 from background_task.execution.runs import Run, runs
 from background_task.models import CompletedTask, Task
@@ -140,7 +143,7 @@ class Attempt:
                 depth = len(connection.atomic_blocks)
                 value = call(self.function, args, kwargs, self.run, self.timeout)
                 if len(connection.atomic_blocks) != depth:
-                    raise BackgroundTaskError(f"{task} has left a transaction open.")
+                    refuse_left_open([connection.alias], task)
                 text = self.encode(value)
                 self.run.end()
                 self._completed = finish.succeed(task, text)
@@ -154,6 +157,19 @@ class Attempt:
     def timeout(self) -> float | None:
         """How long the body may take, in seconds; None is as long as it likes."""
         return self._notices.policy.timeout
+
+    def refuse_left_open(self, left: Collection[str]) -> None:
+        """After the body: refuse that it has left transactions open, on these databases.
+
+        Raises:
+            BackgroundTaskError: it has, and its success is not recorded yet.
+        """
+        try:
+            refuse_left_open(left, self.task or "The task")
+        except BackgroundTaskError as error:
+            if self._completed is None:
+                raise
+            self._logger.error("%s", error)
 
     def _give_up(self, error: BaseException) -> None:
         try:
@@ -170,9 +186,13 @@ class Attempt:
         """Return what the function has returned as the text to store.
 
         Raises:
+            BackgroundTaskError: the function has not run.
             TypeError, ValueError: it is no JSON, and the task has promised some.
         """
-        return None if self.task is None else encode(value, strict=self.task.backend is not None)
+        if self.task is None:
+            return None
+        is_strict = isinstance(self.proxy, DeclaredTask) and self.task.backend is not None
+        return encode(value, self.function, strict=is_strict)
 
     def succeed(self, value: Any) -> None:
         """Store and announce a success.
@@ -278,17 +298,41 @@ class _NotOursError(Exception):
     """Undoes what a body has written whose row is not its own any more; never leaves this file."""
 
 
-def encode(value: Any, *, strict: bool) -> str | None:
+def encode(value: Any, function: Callable[..., Any], *, strict: bool) -> str | None:
     """Return what a function has returned as the text to store, where a result is kept.
 
     Raises:
-        TypeError, ValueError: it is no JSON, and ``strict``.
+        BackgroundTaskError: the function has not run.
+        TypeError, ValueError: what it returned is no JSON, and ``strict``.
     """
-    if value is None or not HAS_TASKS:
+    if value is None:
+        return None
+    if isinstance(value, _UNBEGUN):
+        _refuse_unbegun(value, function)
+    if not HAS_TASKS:
         return None
     from background_task.api import results
 
     return results.encode(value, strict=strict)
+
+
+# What calling a function may give instead of running it.
+_UNBEGUN = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+
+def _refuse_unbegun(value: Any, function: Callable[..., Any]) -> None:
+    within = inspect.unwrap(function)
+    if isinstance(value, CoroutineType):
+        value.close()  # or Python would warn of it as well
+        remedy = "declare the async function itself, or let what wraps it be async"
+    elif inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
+        remedy = "a task must not yield"
+    else:  # a value like others
+        return
+    raise BackgroundTaskError(
+        f"Calling the function gave a {type(value).__name__}, and has run none of its lines: "
+        f"{remedy}."
+    )
 
 
 def _check_losses(task: Task) -> None:

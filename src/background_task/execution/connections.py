@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,11 +12,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from background_task import vendors
+from background_task.exceptions import BackgroundTaskError
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[list[str]]:
     """Run foreign code, and put right what it leaves open or broken on this thread's connections.
+
+    What it yields names, after the block, the databases on which a transaction was left open.
 
     A transaction that it leaves open is rolled back, so that the outcome of a task is not part of
     it. Where the caller is inside an atomic block already, as in a ``TestCase``, the block stays
@@ -27,15 +30,36 @@ def undisturbed() -> Iterator[None]:
         for connection in connections.all(initialized_only=True)
         if connection.in_atomic_block
     }
+    left: list[str] = []
     try:
-        yield
+        yield left
     finally:
         for connection in connections.all(initialized_only=True):
+            was_open = False
             with suppress(Exception):
                 if connection.alias in blocks:
-                    blocks[connection.alias].mend()
+                    was_open = blocks[connection.alias].mend()
                 elif connection.connection is not None:
-                    _close_what_is_open(connection, vendors.of(connection))
+                    was_open = _close_what_is_open(connection, vendors.of(connection))
+            if was_open:
+                left.append(connection.alias)
+
+
+def refuse_left_open(left: Collection[str], what: Any) -> None:
+    """Refuse that transactions were left open: they are undone, and with them what was written.
+
+    Args:
+        left: the aliases of the databases.
+        what: who has left them open.
+
+    Raises:
+        BackgroundTaskError: there are any.
+    """
+    if left:
+        raise BackgroundTaskError(
+            f"{what} has left a transaction open on the database {', '.join(map(repr, left))}, so "
+            "that what it wrote there is undone: use transaction.atomic(), or commit it."
+        )
 
 
 class _Block:
@@ -48,10 +72,11 @@ class _Block:
         with suppress(Exception):  # broken already: that is its owner's affair
             self._savepoint = connection.savepoint()
 
-    def mend(self) -> None:
+    def mend(self) -> bool:
+        """Go back to the block; tell whether others within it were left open."""
         connection = self._connection
         if self._savepoint is None:
-            return
+            return False
         depths = len(connection.atomic_blocks), len(connection.savepoint_ids)
         if depths != self._depths:
             del connection.atomic_blocks[self._depths[0] :]
@@ -62,11 +87,15 @@ class _Block:
             connection.savepoint_rollback(self._savepoint)
         else:
             connection.savepoint_commit(self._savepoint)
+        return depths != self._depths
 
 
-def _close_what_is_open(connection: BaseDatabaseWrapper, vendor: vendors.Vendor) -> None:
+def _close_what_is_open(connection: BaseDatabaseWrapper, vendor: vendors.Vendor) -> bool:
+    """Put it right; tell whether a transaction was open, and is undone."""
+    is_open = False
     if connection.in_atomic_block:
         # Django keeps a connection until its blocks are left; connecting anew forgets them.
+        is_open = True
         with suppress(Exception):
             connection.connection.close()
         connection.connection = None
@@ -74,14 +103,16 @@ def _close_what_is_open(connection: BaseDatabaseWrapper, vendor: vendors.Vendor)
     elif vendor.is_closed(connection):
         connection.close()
     elif not connection.settings_dict["AUTOCOMMIT"]:
-        return
+        return False
     elif not connection.autocommit or vendor.may_be_in_transaction(connection):
         try:
+            is_open = vendor.is_in_transaction(connection)
             connection.connection.rollback()
         except Exception:
             connection.close()
         if not connection.autocommit:
             connection.close()
+    return is_open
 
 
 class Known:
@@ -105,21 +136,35 @@ class Known:
         if is_here and connection in connections.all(initialized_only=True):
             self._opened.append((connection, vendors.of(connection)))
 
-    def close_what_is_open(self) -> None:
-        """Put right what foreign code has left open; the thread is in no transaction of ours."""
+    def close_what_is_open(self) -> Collection[str]:
+        """Put right what foreign code has left open; the thread is in no transaction of ours.
+
+        Returns:
+            the aliases of the databases on which a transaction was open.
+        """
+        left: Collection[str] = ()
         for connection, vendor in self._opened:
             if connection.connection is not None:
                 with suppress(Exception):
-                    _close_what_is_open(connection, vendor)
+                    if _close_what_is_open(connection, vendor):
+                        left = [*left, connection.alias]
+        return left
 
 
-def tidy() -> None:
-    """Put right what a task has left open or broken in this thread, which runs no other task."""
+def tidy() -> Collection[str]:
+    """Put right what a task has left open or broken in this thread, which runs no other task.
+
+    Returns:
+        the aliases of the databases on which a transaction was open.
+    """
+    left = []
     for connection in connections.all(initialized_only=True):
         with suppress(Exception):
-            if connection.connection is not None:
-                _close_what_is_open(connection, vendors.of(connection))
+            is_used = connection.connection is not None
+            if is_used and _close_what_is_open(connection, vendors.of(connection)):
+                left.append(connection.alias)
     mend()
+    return left
 
 
 def mend() -> None:

@@ -20,9 +20,15 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import connections
 
 from background_task import logs
+from background_task.exceptions import BackgroundTaskError
 from background_task.execution.attempt import Attempt
 from background_task.execution.call import canceller, leave_if_forked
-from background_task.execution.connections import is_in_transaction, mend, tidy
+from background_task.execution.connections import (
+    is_in_transaction,
+    mend,
+    refuse_left_open,
+    tidy,
+)
 from background_task.execution.interruptions import CoroutineBody, frames_of_task, limits
 from background_task.models import CompletedTask, Task
 from background_task.records import Ended
@@ -146,10 +152,17 @@ class Flight:
             limits.end(limit)
         self.ended_at = time.perf_counter()
         if lane.aloft == 1:
-            await lane.do(tidy)
+            await lane.do(self._tidy)
         else:
             await lane.do(self._look_around)
         lane.aloft -= 1
+
+    def _tidy(self) -> None:
+        """Put right what this task, or one that has shared its connections, has left behind."""
+        try:
+            refuse_left_open(tidy(), self.task)
+        except BackgroundTaskError as error:
+            self.error = self.error or error
 
     def _look_around(self) -> None:
         """Look after the connections that this task has shared with others."""

@@ -74,7 +74,8 @@ class Plans:
         policy = policy_of(proxy, backend, name)
         if policy.atomic:
             return None  # it ends in its own transaction
-        return Plan(proxy.task_function, is_strict=backend is not None, timeout=policy.timeout)
+        is_strict = backend is not None and type(proxy) is DeclaredTask
+        return Plan(proxy.task_function, is_strict, policy.timeout)
 
 
 def _is_told_of(alias: str) -> bool:

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from background_task import logs, vendors
 from background_task._compat import uuid7
+from background_task.exceptions import storable
 from background_task.identity import this_worker
 from background_task.models import rows
 from background_task.models.completed_tasks import CompletedTask
@@ -384,7 +385,7 @@ class Task(rows.Row):
         text = "".join(tracebacks.format_exception(type, err, tb))
         if len(text) > 2 * HALF_OF_AN_ERROR:
             text = f"{text[:HALF_OF_AN_ERROR]}\n[…]\n{text[-HALF_OF_AN_ERROR:]}"
-        return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+        return storable(text)
 
 
 _REPEATED = (

@@ -74,8 +74,8 @@ def with_text_keys(value: Any) -> Any:
             text = key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
             if text in found:
                 raise ArgumentTypeError(
-                    f"A dict has the key {text!r} both as text and as {type(key).__name__}, or "
-                    "twice: JSON knows text as keys only, so that one of the two would be lost."
+                    f"A dict has two keys that are {text!r} as text, which is all that JSON knows "
+                    "as keys: one of their values would be lost."
                 )
             found[text] = with_text_keys(each)
         return found

@@ -16,6 +16,7 @@ from background_task.exceptions import (
     ArgumentValueError,
     InvalidTaskError,
     WorkerLostError,
+    is_of_return_value,
 )
 
 LONGEST_DELAY = timedelta(days=3650)
@@ -102,7 +103,7 @@ class RunPolicy:
 
     def gives_up(self, error: BaseException | None, attempts: int) -> bool:
         """Tell whether attempt number ``attempts``, which ended with ``error``, was the last."""
-        if isinstance(error, InvalidTaskError | WorkerLostError):
+        if isinstance(error, InvalidTaskError | WorkerLostError) or is_of_return_value(error):
             return True
         if self.max_attempts is not None and attempts >= self.max_attempts:
             return True

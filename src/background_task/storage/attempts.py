@@ -15,11 +15,11 @@ def record(task: Task, error: BaseException, traceback: str) -> None:
     if task.result_id is None:
         return  # a row that was run without being claimed has no name to be found by
     log = Attempt.objects.using(task.database)
-    if isinstance(error, WorkerLostError):
+    if isinstance(error, WorkerLostError) and task.losses:
         lost = log.filter(
             result_id=task.result_id, exception_class_path=class_path(WorkerLostError)
         )
-        if lost.count() >= (task.losses or 0):
+        if lost.count() >= task.losses:
             return  # each loss is there: that it is not run again was no run
     log.create(
         result_id=task.result_id,

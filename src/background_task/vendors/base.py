@@ -160,6 +160,10 @@ class Vendor:
         """Tell whether a transaction may be open that Django does not know of."""
         return True
 
+    def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether one is open for certain, if need be by asking the server."""
+        return self.may_be_in_transaction(connection)
+
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """Take the write lock at the start of a transaction that reads before it writes."""
 

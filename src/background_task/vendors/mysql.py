@@ -146,6 +146,17 @@ class MySQL(Vendor):
         connection.execute_wrappers.append(_Use())
         return True
 
+    def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """PyMySQL knows, and so does MariaDB; MySQL cannot be asked, and Django knows of most."""
+        status: int | None = getattr(connection.connection, "server_status", None)
+        if status is not None:
+            return bool(status & _IN_TRANSACTION)
+        if not connection.mysql_is_mariadb:  # type: ignore[attr-defined]
+            return connection.in_atomic_block or not connection.autocommit
+        cursor = connection.connection.cursor()
+        cursor.execute("SELECT @@in_transaction")
+        return bool(cursor.fetchone()[0])
+
 
 def _path_of_bell(connection: BaseDatabaseWrapper) -> Path:
     """Return the path of a file that whoever uses this database on this host finds."""

@@ -93,6 +93,10 @@ class PostgreSQL(Vendor):
         """The driver knows, without asking the server."""
         return bool(connection.connection.info.transaction_status)  # 0 is idle
 
+    def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
+        """The same, but for a connection that is broken: 4 is that nobody knows."""
+        return connection.connection.info.transaction_status not in (0, 4)
+
     def prepare_control(self, connection: BaseDatabaseWrapper) -> None:
         """Nothing that is written here has to survive the server; and a lost host is to be noticed.
 

@@ -17,7 +17,7 @@ from background_task import tasks as hooks
 from background_task.api import context
 from background_task.execution.attempt import Attempt, encode
 from background_task.execution.call import leave_if_forked
-from background_task.execution.connections import Known, undisturbed
+from background_task.execution.connections import Known, refuse_left_open, undisturbed
 from background_task.execution.interruptions import FunctionBody, here, limits
 from background_task.execution.notices import Notices
 from background_task.execution.quick import Plan, Plans
@@ -104,8 +104,10 @@ class Runner:
                 if limit is not None:
                     limits.end(limit)
                 leave_if_forked(process)
-                self._known.close_what_is_open()
-            text = None if value is None else encode(value, strict=plan.is_strict)
+                left = self._known.close_what_is_open()
+            if left:
+                refuse_left_open(left, claimed)
+            text = None if value is None else encode(value, plan.function, strict=plan.is_strict)
         except ForcedStop:
             raise
         except BaseException as error:
@@ -140,8 +142,9 @@ class Runner:
         began = time.perf_counter()
         try:
             args, kwargs = attempt.begin()
-            with attempt.as_current(), undisturbed():
+            with attempt.as_current(), undisturbed() as left:
                 value = attempt.run_body(args, kwargs)
+            attempt.refuse_left_open(left)
             at_once = at_once or attempt.is_atomic
             if at_once:  # in the predecessor's order
                 attempt.succeed(value)
