@@ -478,7 +478,7 @@ def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a
 ) -> None:
     rows(2)
     batch = Batch(engine, mark(engine), ME, is_held=False)
-    runs.keep("default", batch.kept)
+    runs.keep("default", batch.kept, [claimed.pk for claimed in claims])
     runs.doubt("default")
     threads = [
         threading.Thread(target=taking.take, args=[engine, lambda: None, None], daemon=True),

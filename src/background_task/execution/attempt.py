@@ -109,6 +109,7 @@ class Attempt:
         Raises:
             ForcedStop, BaseException: see :func:`call`.
         """
+        self.run.has_begun = True
         if not self.is_atomic:
             return call(self.function, args, kwargs, self.run, self.timeout)
         assert self.task is not None

@@ -134,6 +134,7 @@ class Flight:
         run.cancel = canceller(asyncio.get_running_loop(), asyncio.current_task())
         process = os.getpid()
         self.began = time.perf_counter()
+        run.has_begun = True
         self.on_start()
         limit = None
         try:

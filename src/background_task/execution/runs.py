@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import NamedTuple
 
 from django.db import connections
 
@@ -29,8 +31,16 @@ from background_task.utils import hold_off_signals
 
 logger = logs.named("background_task.tasks")
 
+# What the log says of a run that is given up.
+HANDED_BACK = "Handed back %s, which had not finished"
+CUT_OFF = "%s was cut off, and is not run again, since it must not begin twice"
+
 LONGEST_INTERVAL = 60.0
 LONGEST_RENEWAL = 1.0
+# How long the server may take to see through what it was asked over a connection that is lost.
+LONGEST_DOUBT = 30.0
+# After so many seconds a row that was taken is known to those who look after the runs.
+LONGEST_BEGIN = 5.0
 
 
 class Run:
@@ -38,9 +48,9 @@ class Run:
 
     ``cancel`` is what ends it before its time, where something can, and ``reason`` why that was
     done; ``give_up`` records an end that it does not come to, and ``frames`` tells where it stands
-    instead. ``is_over`` says that its outcome is
-    about to be written, so its lease is renewed no more; ``is_given_up`` that it has none, since
-    the row was handed back.
+    instead. ``has_begun`` says that its body has; ``is_over`` that its outcome is about to be
+    written, so its lease is renewed no more; ``is_given_up`` that it has none, since the row was
+    handed back.
     """
 
     def __init__(self, task: Task | None) -> None:
@@ -49,8 +59,16 @@ class Run:
         self.give_up: Callable[[BaseException], None] | None = None
         self.reason: BaseException | None = None
         self.frames: Callable[[], list[FrameType]] = list
+        self.has_begun = False
         self.is_over = False
         self.is_given_up = False
+
+    @property
+    def is_never_again(self) -> bool:
+        """Whether it has begun, and must not do so twice."""
+        losses = app_settings.BACKGROUND_TASK_MAX_LOSSES
+        task = self.task
+        return self.has_begun and task is not None and not task.policy.losses_allowed(losses)
 
     @property
     def pk(self) -> int | None:
@@ -71,8 +89,15 @@ class Run:
         _hand_back([self])
 
 
-# What is kept of runs that nobody wants to see as rows: the name of a row by its lock.
-Kept = dict[Lock, str]
+class Keeping(NamedTuple):
+    """What is kept of a run that nobody wants to see as a row."""
+
+    name: str
+    # Whether it has begun, and must not do so twice.
+    is_never_again: bool = False
+
+
+Kept = dict[Lock, Keeping]
 
 
 class Runs:
@@ -84,12 +109,13 @@ class Runs:
     def forget(self) -> None:
         """Start afresh, as a forked child must: what its parent runs is not its own."""
         self._runs: dict[int, Run] = {}
-        self._others: dict[Callable[[], Kept], str] = {}
+        self._others: dict[Callable[[], Kept], tuple[str, Collection[int]]] = {}
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
         self._begun = threading.Event()
         self._keeper: threading.Thread | None = None
         self._in_doubt: set[str] = set()
+        self._doubtful_until: dict[str, float] = {}
 
     def begin(self, task: Task | None) -> Run:
         """Count ``task``, which is locked, as running; calling it again changes nothing."""
@@ -107,10 +133,16 @@ class Runs:
             if not self._runs and not self._others:
                 self._begun.clear()
 
-    def keep(self, using: str, kept: Callable[[], Kept]) -> None:
-        """Keep the runs that ``kept()`` tells of, in the database ``using``, until :meth:`drop`."""
+    def keep(self, using: str, kept: Callable[[], Kept], keys: Collection[int]) -> None:
+        """Keep runs until :meth:`drop`.
+
+        Args:
+            using: the alias of the database.
+            kept: tells which of them have not ended.
+            keys: of all their rows; how some have ended may not be recorded yet.
+        """
         with self._lock:
-            self._others[kept] = using
+            self._others[kept] = using, keys
             self._watch()
 
     def drop(self, kept: Callable[[], Kept]) -> None:
@@ -127,19 +159,33 @@ class Runs:
     def keys(self, using: str) -> set[int]:
         """Return the keys of the rows that this process runs, in one database."""
         own = {run.task.pk for run in self._all() if run.task and run.task.database == using}
-        return own | {lock.pk for lock in self._kept().get(using, {})}
+        with self._lock:
+            return own.union(*[keys for where, keys in self._others.values() if where == using])
 
     def of(self, pk: int) -> list[Run]:
         """Return the runs of a row, in whichever database."""
         return [run for run in self._all() if run.task is not None and run.task.pk == pk]
 
-    def doubt(self, using: str) -> None:
-        """Say that this process may have locked rows which it does not run: an answer was lost."""
+    def doubt(self, using: str, *, lasts: float = LONGEST_DOUBT) -> None:
+        """Say that this process may have locked rows which it does not run: an answer was lost.
+
+        Args:
+            using: the alias of the database.
+            lasts: how long that may still come true, in seconds.
+        """
         self._in_doubt.add(using)
+        self._doubtful_until[using] = time.monotonic() + lasts
 
     def is_in_doubt(self, using: str) -> bool:
-        """Tell whether :meth:`doubt` was called."""
+        """Tell whether :meth:`doubt` was called, and nobody has looked since."""
         return using in self._in_doubt
+
+    def settle_late_doubts(self, engine: Engine) -> None:
+        """Look again, for some time after :meth:`doubt`; in any thread."""
+        if time.monotonic() < self._doubtful_until.get(engine.using, 0):
+            leases.release_forgotten(
+                engine, this_worker(), self.keys(engine.using), older_than=LONGEST_BEGIN
+            )
 
     def settle_doubts(self, engine: Engine, known: set[int]) -> None:
         """Unlock the rows that this process has locked and does not run.
@@ -149,8 +195,7 @@ class Runs:
             known: what :meth:`keys` has returned, since when nothing was taken.
         """
         if self.is_in_doubt(engine.using):
-            with engine.transaction():
-                leases.release_forgotten(engine, this_worker(), known)
+            leases.release_forgotten(engine, this_worker(), known)
             self._in_doubt.discard(engine.using)
 
     def hand_back(self, only: Sequence[Run] | None = None) -> None:
@@ -209,7 +254,7 @@ class Runs:
         with self._lock:
             others = list(self._others.items())
         found: dict[str, Kept] = defaultdict(dict)
-        for kept, using in others:
+        for kept, (using, _) in others:
             found[using].update(kept())
         return found
 
@@ -230,7 +275,8 @@ def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
         run.is_over = run.is_given_up = True
         # One without a key has just been moved to the history.
         if run.task is not None and run.task.pk is not None:
-            by_database[run.task.database][Lock.of(run.task)] = str(run.task)
+            keeping = Keeping(str(run.task), run.is_never_again)
+            by_database[run.task.database][Lock.of(run.task)] = keeping
     runs.wait_for_renewal()
     for using, kept in by_database.items():
         _give_up(using, kept, level)
@@ -241,10 +287,11 @@ def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
 
 def _give_up(using: str, kept: Kept, level: int) -> None:
     for some in in_batches(kept):
+        never_again = [lock for lock in some if kept[lock].is_never_again]
         try:
-            ours = leases.hand_back(Engine.on(using), some)
+            ours = leases.hand_back(Engine.on(using), some, never_again)
         except Exception as error:
-            names = ", ".join(sorted({kept[lock] for lock in some}))
+            names = ", ".join(sorted({kept[lock].name for lock in some}))
             logger.warning(
                 "%s could not be handed back and stays locked until another worker frees it: %s",
                 names,
@@ -253,7 +300,8 @@ def _give_up(using: str, kept: Kept, level: int) -> None:
         else:
             for lock in some:
                 if lock.pk in ours:
-                    logger.log(level, "Handed back %s, which had not finished", kept[lock])
+                    say = CUT_OFF if lock in never_again else HANDED_BACK
+                    logger.log(level, say, kept[lock].name)
 
 
 runs = Runs()

@@ -18,6 +18,13 @@ from background_task.storage.transient import HURRIED, persevere
 TO_BE_CANCELLED = f"COALESCE(SUBSTR(options, 3, {len(KEY)}), '') = '{KEY}'"
 
 
+# The condition that a process runs a row; one that is edited meanwhile has no state for a moment.
+IS_RUN_BY = (
+    f"(state = {State.RUNNING:d} OR state IS NULL) AND locked_by IS NOT NULL AND worker_id = %s"
+)
+CUT_OFF = "The run was cut off: its worker had to end."
+
+
 class Lock(NamedTuple):
     """What tells one run of a row from others, and from what the predecessor's workers run."""
 
@@ -100,16 +107,25 @@ def renew(engine: Engine, locks: Sequence[Lock], now: datetime) -> None:
             engine.run(f"{sql} WHERE id IN ({_listed(mine)})")
 
 
-def hand_back(engine: Engine, locks: Sequence[Lock]) -> set[int]:
+def hand_back(
+    engine: Engine, locks: Sequence[Lock], never_again: Collection[Lock] = ()
+) -> set[int]:
     """Give up runs that have not ended, without counting an attempt; return the keys of ours.
 
     All of them are one transaction: there may be no time for more.
+
+    Args:
+        engine: where.
+        locks: of the runs.
+        never_again: those of them that have begun, and must not begin twice. They count as lost.
     """
 
     def verb() -> set[int]:
         with engine.transaction():
             mine = ours(engine, locks)
-            release(engine, mine)
+            lost = {lock.pk for lock in never_again}.intersection(mine)
+            lose(engine, sorted(lost), CUT_OFF)
+            release(engine, [key for key in mine if key not in lost])
             return set(mine)
 
     return persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
@@ -137,11 +153,24 @@ def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
     engine.run(f"{sql} WHERE id IN ({_listed(keys)})")
 
 
-def release_forgotten(engine: Engine, worker_id: str, known: Collection[int]) -> None:
-    """Inside a transaction: unlock what a process has locked, but for the rows it knows of."""
-    sql = f"SELECT id FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s"
+def release_forgotten(
+    engine: Engine, worker_id: str, known: Collection[int], *, older_than: float = 0
+) -> None:
+    """Unlock what a process has locked, but for the rows it knows of.
+
+    Args:
+        engine: where.
+        worker_id: the process.
+        known: the keys of those rows.
+        older_than: leave alone what was locked later than so many seconds ago.
+    """
+    sql = f"SELECT id FROM background_task WHERE {IS_RUN_BY}"
+    if older_than:
+        sql += f" AND locked_at < {engine.vendor.before(engine.connection, older_than)}"
     found = [key for (key,) in engine.fetch(sql, [worker_id]) if key not in known]
-    release(engine, lock(engine, found, "locked_by IS NOT NULL"))
+    if found:
+        with engine.transaction():
+            release(engine, lock(engine, found, "locked_by IS NOT NULL"))
 
 
 def lose(engine: Engine, keys: Sequence[int], reason: str, *, worker_id: str | None = None) -> int:

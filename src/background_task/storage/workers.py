@@ -70,7 +70,7 @@ def register(
 def deregister(engine: Engine, worker_id: str) -> None:
     """Say that this process takes no more tasks; not if it has left rows, which are rescued."""
     with engine.transaction():
-        sql = f"SELECT 1 FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s"
+        sql = f"SELECT 1 FROM background_task WHERE {leases.IS_RUN_BY}"
         if not engine.fetch(f"{sql} LIMIT 1", [worker_id]):
             _delete(engine, worker_id)
 
@@ -159,7 +159,8 @@ def find(engine: Engine, worker_id: str) -> Suspect | None:
 def forgotten(engine: Engine) -> list[str]:
     """Return who runs rows, but is not registered: it takes no tasks, or has left without them."""
     sql = f"""
-        SELECT DISTINCT worker_id FROM background_task WHERE state = {State.RUNNING:d}
+        SELECT DISTINCT worker_id FROM background_task
+        WHERE (state = {State.RUNNING:d} OR state IS NULL)
         AND worker_id IS NOT NULL AND locked_by IS NOT NULL
         AND worker_id NOT IN (SELECT worker_id FROM background_task_worker)
     """
@@ -213,8 +214,7 @@ def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:
     if suspect.silent:
         reason = f"The worker was lost; it has been silent for {suspect.silent:.1f} s."
     found = engine.fetch(
-        f"SELECT id FROM background_task WHERE state = {State.RUNNING:d} AND worker_id = %s",
-        [suspect.worker_id],
+        f"SELECT id FROM background_task WHERE {leases.IS_RUN_BY}", [suspect.worker_id]
     )
     marked = leases.lock(engine, [key for (key,) in found], "locked_by IS NOT NULL")
     freed = leases.lose(engine, marked, reason)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from background_task import logs
+from background_task.execution.runs import CUT_OFF, HANDED_BACK, Keeping, Kept
 from background_task.records import Claim, Ended, Mark
 from background_task.storage import claim as claiming
 from background_task.storage import leases, workers
@@ -38,12 +39,22 @@ class Batch:
         claims: the rows.
         by: who has taken them, or will write so.
         is_held: whether a transaction of ``engine`` has locked them; else they are marked.
+        must_not_run_twice: whether the one row that it has then must not.
     """
 
-    def __init__(self, engine: Engine, claims: Sequence[Claim], by: Mark, *, is_held: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        claims: Sequence[Claim],
+        by: Mark,
+        *,
+        is_held: bool,
+        must_not_run_twice: bool = False,
+    ) -> None:
         self._engine = engine
         self._by = by
         self._is_held = is_held
+        self._must_not_run_twice = must_not_run_twice
         self._lock = threading.Lock()
         self._waiting = deque(claims)
         self._ended: list[Ended] = []
@@ -85,7 +96,8 @@ class Batch:
         """Count the task that was to run as one that waits: it was ended early."""
         with self._lock:
             if self._current is not None:
-                logger.warning("Handed back %s, which had not finished", self._current)
+                say = CUT_OFF if self._must_not_run_twice else HANDED_BACK
+                logger.warning(say, self._current)
                 self._waiting.appendleft(self._current)
                 self._current = None
 
@@ -117,13 +129,24 @@ class Batch:
             unrecorded, self._unrecorded = self._unrecorded, []
             return unrecorded
 
-    def kept(self) -> dict[Lock, str]:
-        """Return what is marked, and has not ended: by its lock, its name."""
+    def kept(self) -> Kept:
+        """Return what is marked, and has not ended."""
         with self._lock:
             if self._is_held:
                 return {}
             current = [] if self._current is None else [self._current]
-            return {self._lock_of(each): str(each) for each in [*current, *self._waiting]}
+            never_again = self._never_again()
+            return {
+                (lock := self._lock_of(each)): Keeping(str(each), lock in never_again)
+                for each in [*current, *self._waiting]
+            }
+
+    def _never_again(self) -> list[Lock]:
+        """Return the lock of what has begun and must not do so twice."""
+        if not (self._must_not_run_twice and self.begun):
+            return []
+        rows = [self._current] if self._current is not None else self._waiting
+        return [self._lock_of(each) for each in rows]
 
     def _lock_of(self, claim: Claim) -> Lock:
         return Lock(claim.pk, self._by.locked_by, claim.epoch)
@@ -157,7 +180,8 @@ class Batch:
             if ended:
                 recorded = acknowledge(self._engine, ended, self._by)
             if self._waiting:
-                leases.hand_back(self._engine, [self._lock_of(claim) for claim in self._waiting])
+                locks = [self._lock_of(claim) for claim in self._waiting]
+                leases.hand_back(self._engine, locks, self._never_again())
                 self._waiting.clear()
         except Exception as error:  # the database is away: one by one there is more patience
             logger.warning("A batch could not be recorded: %s", reason(error))

@@ -57,8 +57,9 @@ class Functions:
         queues: which to take.
         backend: take only what came through this alias of Django's door; None takes all.
         budget: how many tasks may still be run.
-        note_held: notes, where it survives this process, which rows are about to be held; None
-            where nothing may be held, as on a connection that others use too.
+        note_held: notes, where it survives this process, which rows are about to be held, and
+            tells whether it has; None where nothing may be held, as on a connection that others
+            use too.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Functions:
         queues: Queues,
         backend: str | None,
         budget: Budget,
-        note_held: Callable[[Iterable[int]], None] | None = None,
+        note_held: Callable[[Iterable[int]], bool] | None = None,
     ) -> None:
         self._tasks = tasks
         self._names = taking.Names(tasks)
@@ -164,7 +165,9 @@ class Functions:
                 return self._mark(wanted, 1) if claims else None
             claims = claims[:count]
             assert self._note_held is not None
-            self._note_held(each.pk for each in claims)
+            if not self._note_held(each.pk for each in claims):
+                self._engine.roll_back()
+                return self._mark(wanted, most)
             self._has_noted = True
         except BaseException:
             self._engine.roll_back()
@@ -175,8 +178,7 @@ class Functions:
         """What was held once and waits again must not look as if a task of it had killed us."""
         if self._has_noted and self._note_held is not None:
             with suppress(Exception):
-                self._note_held(())
-                self._has_noted = False
+                self._has_noted = not self._note_held(())
 
     def _rescue(self, steps: Sequence[Wanted]) -> Batch | None:
         # By itself: if it ends this worker too, no other is lost with it.
@@ -191,8 +193,14 @@ class Functions:
     def _batched(self, claims: Sequence[Claim], *, is_held: bool = False) -> Batch | None:
         if not claims:
             return None
-        batch = Batch(self._engine, claims, self._by, is_held=is_held)
-        runs.keep(self._engine.using, batch.kept)
+        batch = Batch(
+            self._engine,
+            claims,
+            self._by,
+            is_held=is_held,
+            must_not_run_twice=taking.has_to_be_alone(self._tasks, claims),
+        )
+        runs.keep(self._engine.using, batch.kept, [each.pk for each in claims])
         return batch
 
     def _adapt(self, batch: Batch, seconds: float) -> None:

@@ -27,6 +27,8 @@ logger = logs.named("background_task.tasks")
 # After its own connection was lost, a worker judges nobody for so many seconds: others may have
 # lost theirs too, and be about to come back.
 GRACE = 2.5
+# How long a note may have to wait for the heart, in seconds.
+LONGEST_NOTE = 0.1
 # Between two tries to reach the database at most, in seconds.
 LONGEST_PAUSE = 1.0
 
@@ -102,10 +104,20 @@ class Heart:
         with suppress(OSError):  # full: it is awake already
             self._asking.send(b"\0")
 
-    def note_held(self, keys: Iterable[int]) -> None:
-        """Note, where it survives this process, which rows a transaction of it is going to hold."""
-        with self._using_engine:
+    def note_held(self, keys: Iterable[int]) -> bool:
+        """Note, where it survives this process, which rows a transaction of it is going to hold.
+
+        Returns:
+            False when the heart does not get to it soon. It may be waiting for a lock on the whole
+            table, which waits for that very transaction: no database would see the circle.
+        """
+        if not self._using_engine.acquire(timeout=LONGEST_NOTE):
+            return False
+        try:
             workers.note_held(self._engine, self._worker_id, keys)
+        finally:
+            self._using_engine.release()
+        return True
 
     @property
     def is_alive(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from django.db import connections
 
 from background_task import vendors
+from background_task.execution.runs import runs
 from background_task.records import Wanted
 from background_task.storage import readiness, workers
 from background_task.storage.notifications import BETWEEN_NOTICES, NEW
@@ -32,6 +33,8 @@ MOMENTS = (0.0005, 0.003, 0.02, 0.1)
 # alike so much of the time, while somebody is busy who needs it.
 LARGEST_SHARE = 0.005
 LARGEST_SHARE_OF_TIME = 0.05
+# What a look took may be somebody else's lock, and no measure of the next one. In seconds.
+LONGEST_REST = 1.0
 
 
 class Driver(Protocol):
@@ -114,8 +117,9 @@ class Lookout(Heart):
         hungry = self._hungry()
         if now >= self._next_look:
             self._is_behind = False
+            began = time.monotonic()  # a beat may have taken its time
             self._look(hungry or self._drivers)
-            self._rest(now)
+            self._rest(began)
         if not hungry:
             # Nobody need be woken; but what becomes due may be more urgent than what waits.
             self._next_look = min(self._next_look, max(now + BETWEEN_LOOKS, self._rested_at))
@@ -125,7 +129,7 @@ class Lookout(Heart):
         """While somebody is busy, look again only when that has a small share of the time."""
         self._rested_at = now = time.monotonic()
         if len(self._hungry()) < len(self._drivers):
-            self._rested_at += (now - began) / LARGEST_SHARE_OF_TIME
+            self._rested_at += min((now - began) / LARGEST_SHARE_OF_TIME, LONGEST_REST)
 
     def _look(self, drivers: Collection[Driver]) -> None:
         """Wake these if there is something for them."""
@@ -178,7 +182,7 @@ class Lookout(Heart):
         if self._watch.is_of_rows and self._watch.is_complete:
             self._look_again(ECHOES)
         else:
-            self._next_look = self._rested_at
+            self._next_look = min(self._next_look, self._rested_at)
 
     def _look_again(self, pauses: Sequence[float]) -> None:
         now = time.monotonic()
@@ -214,6 +218,16 @@ class Lookout(Heart):
 
     def _is_poked(self) -> None:
         self._next_look = min(self._next_look, self._rested_at)
+
+    def _beat(self) -> None:
+        super()._beat()
+        with self._using_engine:
+            runs.settle_late_doubts(self._engine)
+
+    def _register(self) -> None:
+        super()._register()
+        # An earlier worker of this process, as in a web server, may have left something behind.
+        runs.doubt(self._engine.using, lasts=0)
 
     def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
         if is_freed := super()._rescue(suspects, is_known_dead=is_known_dead):

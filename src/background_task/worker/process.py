@@ -234,9 +234,8 @@ class Process:
         if self._heart is not None:
             self._heart.expect_hunger()
 
-    def _note_held(self, keys: Any) -> None:
-        if self._heart is not None:
-            self._heart.note_held(keys)
+    def _note_held(self, keys: Any) -> bool:
+        return self._heart is None or self._heart.note_held(keys)
 
     def _require_no_batches(self, reason: str) -> None:
         """Refuse what the predecessor's steps know nothing of, rather than ignore it."""

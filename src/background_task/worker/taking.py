@@ -114,11 +114,20 @@ def together(tasks: Tasks, claims: Sequence[Claim]) -> int:
     for count, each in enumerate(claims):
         key = (each.name, each.backend)
         if key not in is_alone:
-            policy = policy_of(tasks._tasks.get(each.name), each.backend, each.name)
-            is_alone[key] = must_not_run_twice(policy)
+            is_alone[key] = _must_not_run_twice(tasks, each)
         if is_alone[key]:
             return max(count, 1)
     return len(claims)
+
+
+def has_to_be_alone(tasks: Tasks, claims: Sequence[Claim]) -> bool:
+    """Tell whether this is the one row of a batch by itself, see :func:`together`."""
+    return len(claims) == 1 and _must_not_run_twice(tasks, claims[0])
+
+
+def _must_not_run_twice(tasks: Tasks, claimed: Claim) -> bool:
+    proxy = tasks._tasks.get(claimed.name)
+    return must_not_run_twice(policy_of(proxy, claimed.backend, claimed.name))
 
 
 def must_not_run_twice(policy: RunPolicy) -> bool:
