@@ -477,7 +477,8 @@ def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a
     engine: Engine,
 ) -> None:
     rows(2)
-    batch = Batch(engine, mark(engine), ME, is_held=False)
+    claims = mark(engine)
+    batch = Batch(engine, claims, ME, is_held=False)
     runs.keep("default", batch.kept, [claimed.pk for claimed in claims])
     runs.doubt("default")
     threads = [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, transaction
+from django.db.models.signals import pre_save
 from django.utils import timezone
 from project import jobs
 from project.models import Note
@@ -14,12 +18,13 @@ from project.tasks import note
 
 from background_task import background
 from background_task._compat import HAS_TASKS, tasks_base, tasks_signals
+from background_task.exceptions import TaskCancelledError
 from background_task.models import CompletedTask, Task, Worker
 from background_task.policies import cancellation
 from background_task.policies.repetition import chain_key
 from background_task.signals import task_cancelled, task_failed
 from background_task.states import State
-from background_task.storage import readiness
+from background_task.storage import oddities, readiness, workers
 from background_task.storage.engine import Engine
 from background_task.tasks import tasks
 
@@ -97,13 +102,118 @@ def test_it_is_announced_as_cancelled_and_not_as_failed() -> None:
     assert heard == [("cancelled", row.pk, CompletedTask.objects.get())]
 
 
+WORKER = "host:1:a"
+
+
+def run_elsewhere(row: Task) -> None:
+    """Let a worker run the row of which only that is to be seen."""
+    now = timezone.now()
+    Worker.objects.get_or_create(
+        worker_id=WORKER, defaults={"name": "host", "started_at": now, "seen_at": now}
+    )
+    locked = {"locked_by": "1", "worker_id": WORKER, "locked_at": now}
+    Task.objects.filter(pk=row.pk).update(**locked)
+
+
+@pytest.fixture
+def engine(vendor: str) -> Iterator[Engine]:
+    """A connection of its own, that does not wait for the locks of this one."""
+    engine = Engine("default")
+    if vendor == "postgresql":
+        engine.run("SET lock_timeout = '1s'")
+    elif vendor == "mysql":
+        engine.run("SET innodb_lock_wait_timeout = 1")
+    yield engine
+    engine.close()
+
+
+def test_who_cancels_in_a_transaction_keeps_no_worker_from_showing_that_it_lives(
+    engine: Engine, vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    row = note("runs")
+    run_elsewhere(row)
+    with transaction.atomic():
+        assert row.cancel()
+        assert workers.beat(engine, WORKER).requests == ""
+    assert workers.beat(engine, WORKER).requests == f" cancel:{row.pk}"
+
+
+def test_what_has_begun_since_the_transaction_did_is_not_taken_for_waiting(
+    engine: Engine, vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    row, other = note("runs"), note("waits")
+    run_elsewhere(other)
+    with transaction.atomic():
+        assert Task.objects.get(pk=row.pk).locked_by is None
+        sql = "UPDATE background_task SET locked_by = '1', worker_id = %s, locked_at = "
+        engine.run(f"{sql}{engine.now} WHERE id = %s", [WORKER, row.pk])
+        assert row.cancel()
+    assert cancellation.is_marked(Task.objects.get(pk=row.pk).options)
+
+
+def test_who_keeps_a_row_locked_that_is_to_be_cancelled_keeps_no_worker_waiting(
+    engine: Engine, vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    row = note("runs")
+    Task.objects.update(options=cancellation.marked(None), state=None)
+    done: list[int] = []
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get() == row
+        looking = threading.Thread(target=lambda: done.append(readiness.settle(engine)))
+        looking.start()
+        looking.join(10)
+        assert done == [0]
+    assert readiness.settle(engine) == 1
+    assert CompletedTask.objects.get().state == State.CANCELLED
+
+
+def refuse(**kwargs: Any) -> None:
+    raise ValueError("on purpose")
+
+
+def test_one_whose_cancellation_cannot_be_recorded_is_passed_over_and_stops_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end() -> None:
+        Task.objects.update(options=cancellation.marked(None))
+        raise TaskCancelledError
+
+    background("ends")(end)()
+    pre_save.connect(refuse, sender=CompletedTask)
+    try:
+        assert tasks.run_next_task()
+        assert Task.objects.get().locked_by is None
+        call_command("process_tasks", "--burst")
+    finally:
+        pre_save.disconnect(refuse, sender=CompletedTask)
+    assert Task.objects.get().attempts == 1
+    monkeypatch.setattr(oddities, "_passed_over", {})
+    readiness.settle(Engine.on("default"))
+    assert CompletedTask.objects.get().state == State.CANCELLED
+
+
+def test_a_row_that_is_to_be_cancelled_does_not_run_when_code_unlocks_it() -> None:
+    row = note("never")
+    assert row.lock("1")
+    locked = Task.objects.get()
+    locked.options = cancellation.marked(None)
+    locked.locked_by = None
+    locked.save()
+    tasks.run_next_task()
+    readiness.settle(Engine.on("default"))
+    assert CompletedTask.objects.get().state == State.CANCELLED
+    assert not Note.objects.exists()
+
+
 def test_a_worker_that_runs_it_is_asked_once_for_each_call() -> None:
     row = note("runs")
-    Worker.objects.create(
-        worker_id="host:1:a", name="host", started_at=timezone.now(), seen_at=timezone.now()
-    )
-    locked = {"locked_by": "1", "worker_id": "host:1:a", "locked_at": timezone.now()}
-    Task.objects.filter(pk=row.pk).update(**locked)
+    run_elsewhere(row)
     assert row.cancel()
     assert Worker.objects.get().requests.split() == [f"cancel:{row.pk}"]
     assert Task.objects.filter(pk=row.pk).exists()
@@ -177,11 +287,11 @@ def test_one_that_is_edited_while_it_runs_on_is_still_known_to_run() -> None:
     assert CompletedTask.objects.get().state == State.CANCELLED
 
 
-def test_one_that_succeeds_by_itself_goes_on_with_its_chain() -> None:
+def test_one_that_succeeds_by_itself_is_the_last_of_its_chain() -> None:
     background("ends")(lambda: Task.objects.update(options=cancellation.marked(None)))(repeat=3600)
     assert tasks.run_next_task()
     assert CompletedTask.objects.get().state == State.SUCCESSFUL
-    assert Task.objects.get().options is None
+    assert not Task.objects.exists()
 
 
 @pytest.mark.parametrize("options", [None, '{"declared_in": "api"}', "no JSON", "[1]"])

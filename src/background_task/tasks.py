@@ -178,8 +178,7 @@ class DBTaskRunner:
         using = tasks.queue_database()
 
         def take() -> Task | None:
-            if runs.is_in_doubt(using):
-                runs.settle_doubts(Engine.on(using), runs.keys(using))
+            runs.settle_doubts(Engine.on(using))
             try:
                 return claim.claim_next(using, tasks.names_here(), queue, self.worker_name)
             except TRANSIENT:

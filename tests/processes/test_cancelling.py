@@ -130,3 +130,16 @@ def test_one_that_is_handed_back_before_it_has_ended_is_cancelled(
     worker()
     assert wait_until(CompletedTask.objects.first).state == State.CANCELLED
     assert Note.objects.filter(text="long begins").count() == 1
+
+
+def test_what_was_taken_and_cannot_begin_for_long_is_cancelled_all_the_same(
+    worker: Callable[..., Child],
+) -> None:
+    enqueue("keep_the_loop", 7)
+    worker()
+    wait_until(noted("the loop is kept"))
+    row = enqueue("wait_async", "never")
+    wait_until(lambda: Task.objects.filter(pk=row.pk, locked_by__isnull=False).exists())
+    assert row.cancel()
+    done = CompletedTask.objects.filter(result_id=row.result_id)
+    assert wait_until(done.first).state == State.CANCELLED

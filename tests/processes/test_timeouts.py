@@ -99,6 +99,18 @@ def test_a_worker_that_starts_anew_keeps_to_what_is_left_of_its_limits(
     assert not noted("too many")()
 
 
+@pytest.mark.parametrize("limit", [["--max-tasks", "1"], ["--duration", "2"]])
+def test_a_worker_that_is_through_does_not_start_anew(
+    worker: Callable[..., Child], limit: list[str]
+) -> None:
+    enqueue("overstay", "long", "stubborn")
+    child = worker(*limit)
+    failed()
+    enqueue("note", "too many")
+    assert child.wait() == 0, child.text()
+    assert not noted("too many")()
+
+
 def test_those_that_keep_to_the_limit_do_not_notice_it(worker: Callable[..., Child]) -> None:
     for number in range(300):
         enqueue("keep_to_the_limit", f"task {number}")

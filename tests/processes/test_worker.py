@@ -7,14 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from notes import enqueue, noted
 from project.models import Note
+from project.tasks import note
 from support import Child, break_other_connections, wait_until
 
 from background_task.models import CompletedTask, Task
@@ -501,3 +503,83 @@ def test_after_the_duration_what_runs_has_as_long_as_after_a_signal(
     wait_until(noted("long begins"))
     assert child.wait() == 128 + signal.SIGTERM
     assert Task.objects.get().locked_by is None
+
+
+@pytest.mark.parametrize("name", ["stay_once", "stay_once_async"])
+@pytest.mark.parametrize("options", [[], ["--threads", "2"], ["--shutdown-timeout", "1"]])
+def test_what_must_not_begin_twice_has_failed_when_it_is_cut_off(
+    worker: Callable[..., Child], name: str, options: list[str]
+) -> None:
+    enqueue(name, "long")
+    child = worker(*options)
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    if "--shutdown-timeout" not in options:
+        wait_until(lambda: "Stopping" in child.text())
+        child.send(signal.SIGTERM)
+    child.wait()
+    assert Task.objects.get().losses == 1
+    worker()
+    failed = wait_until(CompletedTask.objects.first)
+    assert "WorkerLostError" in failed.last_error
+    assert Note.objects.count() == 1
+
+
+def test_on_sqlite_a_short_lock_does_not_keep_an_idle_worker_from_new_tasks(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("the others have locks for rows")
+    enqueue("slow", "long", 5)
+    worker("--sleep", "5")
+    wait_until(noted("long begins"))
+    enqueue("note", "due meanwhile", run_at=timezone.now() + timedelta(seconds=2))
+    time.sleep(1.5)
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        time.sleep(3.4)  # what is due cannot be marked meanwhile
+        cursor.execute("COMMIT")
+    wait_until(lambda: not Task.objects.exists())
+    time.sleep(0.2)  # until it has nothing to do
+    note("after")
+    wait_until(noted("after"), timeout=10)
+
+
+def test_a_task_that_is_told_of_after_an_outage_is_taken_at_once(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite has no connections to break")
+    enqueue("note", "before")
+    worker("--sleep", "60")
+    wait_until(CompletedTask.objects.exists)
+    time.sleep(1)  # until it has nothing more to do, of which nothing tells
+    for number in range(3):
+        break_other_connections()
+        note(f"after {number}")
+        wait_until(noted(f"after {number}"), timeout=20)
+
+
+def test_a_lock_on_the_whole_table_and_a_held_batch_do_not_wait_for_each_other(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("nothing is held there")
+    limit, statement = {
+        "postgresql": (
+            "SET LOCAL lock_timeout = '15s'",
+            "LOCK TABLE background_task IN ACCESS EXCLUSIVE MODE",
+        ),
+        "mysql": (
+            "SET lock_wait_timeout = 15",
+            "ALTER TABLE background_task COMMENT = 'locked'",
+        ),
+    }[vendor]
+    worker()
+    for _ in range(40):
+        rows = [Task.objects.new_task("project.tasks.nothing") for _ in range(500)]
+        Task.objects.bulk_create(rows)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(limit)
+            cursor.execute(statement)
+    wait_until(lambda: not Task.objects.exists())

@@ -378,3 +378,27 @@ def leave_after(seconds):
 @background(on_worker_loss="fail")
 async def note_once_async(text):
     await Note.objects.acreate(text=text)
+
+
+@background(on_worker_loss="fail")
+def stay_once(text):
+    Note.objects.create(text=f"{text} begins")
+    time.sleep(60)
+
+
+@background(on_worker_loss="fail")
+async def stay_once_async(text):
+    await Note.objects.acreate(text=f"{text} begins")
+    await asyncio.sleep(60)
+
+
+@background
+async def keep_the_loop(seconds):
+    await Note.objects.acreate(text="the loop is kept")
+    time.sleep(seconds)
+
+
+@background
+async def wait_async(text):
+    await Note.objects.acreate(text=f"{text} begins")
+    await asyncio.sleep(60)

@@ -269,8 +269,9 @@ class Attempt:
         completed = None
         try:
             completed = finish.cancel(task, error)
-        except Exception:
+        except Exception as reason:
             self._logger.exception("That %s was cancelled could not be recorded", task)
+            self._set_aside(task, error, reason)
         with undisturbed():
             self._notices.announce_end(completed)
 

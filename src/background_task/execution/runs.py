@@ -176,10 +176,6 @@ class Runs:
         self._in_doubt.add(using)
         self._doubtful_until[using] = time.monotonic() + lasts
 
-    def is_in_doubt(self, using: str) -> bool:
-        """Tell whether :meth:`doubt` was called, and nobody has looked since."""
-        return using in self._in_doubt
-
     def settle_late_doubts(self, engine: Engine) -> None:
         """Look again, for some time after :meth:`doubt`; in any thread."""
         if time.monotonic() < self._doubtful_until.get(engine.using, 0):
@@ -187,15 +183,10 @@ class Runs:
                 engine, this_worker(), self.keys(engine.using), older_than=LONGEST_BEGIN
             )
 
-    def settle_doubts(self, engine: Engine, known: set[int]) -> None:
-        """Unlock the rows that this process has locked and does not run.
-
-        Args:
-            engine: where.
-            known: what :meth:`keys` has returned, since when nothing was taken.
-        """
-        if self.is_in_doubt(engine.using):
-            leases.release_forgotten(engine, this_worker(), known)
+    def settle_doubts(self, engine: Engine) -> None:
+        """Unlock the rows that this process has locked and does not run; nobody takes one now."""
+        if engine.using in self._in_doubt:
+            leases.release_forgotten(engine, this_worker(), self.keys(engine.using))
             self._in_doubt.discard(engine.using)
 
     def hand_back(self, only: Sequence[Run] | None = None) -> None:

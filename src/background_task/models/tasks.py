@@ -6,6 +6,7 @@ import json
 import logging
 import traceback as tracebacks
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -158,6 +159,8 @@ class Task(rows.Row):
         self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
         if self.locked_by:
             self.state = State.RUNNING
+        elif cancellation.is_marked(self.options):
+            self.state = None
         elif self.run_at > now:
             self.state = State.SCHEDULED
         else:
@@ -329,12 +332,16 @@ class Task(rows.Row):
             row = rows.select_for_update().first()
             if row is None:
                 return False
-            if rows.unlocked(vendors.now(using)).exists():
+            # It reads what is there now, and not what the transaction began with.
+            if rows.unlocked(vendors.now(using)).select_for_update().first() is not None:
                 row.locked_by = None  # by a worker that is gone
                 row.end_cancelled("It was cancelled while it waited.")
                 return True
-            if not Worker.ask(using, row.worker_id, f"{CANCEL}{row.pk}"):
+            if not Worker.can_be_asked(using, row.worker_id):
                 return False
+            # Later: a worker whose row is locked cannot show that it lives.
+            ask = partial(Worker.ask, using, row.worker_id, f"{CANCEL}{row.pk}")
+            transaction.on_commit(ask, using=using, robust=True)
             # The request is gone with the worker; this is not.
             return bool(rows.update(options=cancellation.marked(row.options)))
 
@@ -358,8 +365,11 @@ class Task(rows.Row):
     def create_repetition(self) -> Task | None:
         """Store and return the next row of the chain; None when the chain ends here.
 
-        It gets a new id and public id, no attempts, and the phase of this row.
+        It gets a new id and public id, no attempts, and the phase of this row. What was to be
+        cancelled as it ran is the last of a chain, however it has ended.
         """
+        if cancellation.is_marked(self.options) and not is_declared(self.unique_key):
+            return None
         run_at = next_run(self.run_at, self.repeat, self.repeat_until, vendors.now(self.database))
         if run_at is None:
             return None

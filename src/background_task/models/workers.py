@@ -33,7 +33,12 @@ class Worker(models.Model):
         return self.name
 
     @classmethod
-    def ask(cls, using: str, worker_id: str | None, request: str) -> bool:
-        """Ask something of a worker, in the database ``using``; False when there is no such one."""
+    def can_be_asked(cls, using: str, worker_id: str | None) -> bool:
+        """Tell whether there is such a worker in the database ``using``."""
+        return cls._base_manager.using(using).filter(worker_id=worker_id).exists()
+
+    @classmethod
+    def ask(cls, using: str, worker_id: str | None, request: str) -> None:
+        """Ask something of a worker, if it is still there."""
         worker = cls._base_manager.using(using).filter(worker_id=worker_id)
-        return bool(worker.update(requests=Concat("requests", Value(f" {request}"))))
+        worker.update(requests=Concat("requests", Value(f" {request}")))

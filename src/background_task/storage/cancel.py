@@ -8,8 +8,9 @@ from django.db import connections
 
 from background_task import logs
 from background_task.models import Task
+from background_task.storage import oddities
 from background_task.storage.notifications import tell_finished
-from background_task.storage.transient import HURRIED, persevere
+from background_task.storage.transient import HURRIED, TRANSIENT, persevere, reason
 
 logger = logs.named("background_task.storage")
 
@@ -34,6 +35,9 @@ def cancel_all(using: str, keys: Sequence[int]) -> int:
     for row in Task._base_manager.using(using).filter(pk__in=keys) if keys else ():
         try:
             count += cancel(row)
+        except TRANSIENT as error:
+            logger.warning("%s is to be cancelled, and cannot be yet: %s", row, reason(error))
         except Exception:  # of a project's own method, perhaps; the others are not to wait for it
             logger.exception("%s was to be cancelled, and could not be", row)
+            oddities.pass_over(row.pk, row.task_name, "it was to be cancelled, and could not be")
     return count

@@ -7,11 +7,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from django.db import IntegrityError, connections, models, transaction
-from django.db.models import F
+from django.db.models import Case, F, Value, When
 
 from background_task import vendors
 from background_task._compat import uuid7
 from background_task.models import CompletedTask, Task
+from background_task.policies import cancellation
 from background_task.settings import app_settings
 from background_task.signals import announce, task_successful
 from background_task.states import State
@@ -171,7 +172,12 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
         "attempts": F("attempts") + 1,
         "last_error": text,
         "run_at": vendors.now(task.database) + delay,
-        "state": State.SCHEDULED,
+        # What was to be cancelled is cancelled by whoever looks next.
+        "state": Case(
+            When(options__startswith=cancellation.MARK, then=Value(None)),
+            default=Value(State.SCHEDULED),
+            output_field=models.SmallIntegerField(),
+        ),
         "locked_by": None,
         "locked_at": None,
     }

@@ -58,9 +58,7 @@ def free(
     if wanted.backend is not None:
         sql.append("backend = %s")
         parameters.append(wanted.backend)
-    if left_out := oddities.passed_over():
-        sql.append(f"id NOT IN ({', '.join(map(str, left_out))})")
-    return " AND ".join(sql), parameters
+    return " AND ".join(sql) + _but_for_odd(), parameters
 
 
 def order() -> str:
@@ -96,7 +94,7 @@ def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
     until = engine.vendor.seconds_until(engine.now, "MIN(run_at)")
     sql = f"""
         SELECT ({ready}), ({rescued}),
-            EXISTS(SELECT 1 FROM background_task WHERE state IS NULL),
+            EXISTS(SELECT 1 FROM background_task WHERE state IS NULL{_but_for_odd()}),
             (SELECT {until} FROM background_task WHERE state = {State.SCHEDULED:d}), {unknown}
     """
     row = engine.fetch(sql, [*parameters, *same, *others])[0]
@@ -150,8 +148,7 @@ def adopt(engine: Engine) -> int:
     What was to be cancelled while it ran, and runs no more, is cancelled.
     """
     ended = f"(locked_by IS NULL AND {leases.TO_BE_CANCELLED})"
-    keys = engine.fetch(_find(f"state IS NULL AND {ended}", NAMED_AT_ONCE))
-    changed = cancel.cancel_all(engine.using, [key for (key,) in keys])
+    changed = cancel.cancel_all(engine.using, _at_hand(engine, f"state IS NULL AND {ended}"))
     nameless = "result_id IS NULL AND state IS NULL"
     if keys := engine.fetch(_find(nameless, NAMED_AT_ONCE)):
         field = Task._meta.get_field("result_id")
@@ -204,6 +201,20 @@ def _change(engine: Engine, where: str, changes: str) -> int:
             return 0
         sql = f"UPDATE {engine.vendor.by_key} SET {changes} "
         return engine.run(f"{sql} WHERE id IN ({', '.join(map(str, mine))})")
+
+
+def _at_hand(engine: Engine, where: str) -> list[int]:
+    """Return the keys of rows that nobody else has locked in this moment."""
+    keys = [key for (key,) in engine.fetch(_find(f"{where}{_but_for_odd()}", NAMED_AT_ONCE))]
+    if keys:
+        with engine.transaction():
+            return leases.lock(engine, keys, where)
+    return keys
+
+
+def _but_for_odd() -> str:
+    keys = oddities.passed_over()
+    return f" AND id NOT IN ({', '.join(map(str, keys))})" if keys else ""
 
 
 def _find(where: str, most: int) -> str:

@@ -182,8 +182,8 @@ class Process:
         hand_back()
         if self._heart is not None:
             self._heart.stop()
-        if self._signals.kill_now:  # nobody is to take its place
-            leave(0)
+        if self._signals.kill_now or (self._supervisor is None and self._is_through):
+            leave(0)  # nobody is to take its place
         if self._replace is not None:
             self._replace()
 
@@ -312,12 +312,13 @@ class Process:
     def _is_enough(self) -> bool:
         while self._gives_way:
             time.sleep(LONGEST_PAUSE)  # another thread ends this process
-        return bool(
-            self._signals.kill_now
-            or (self._deadline is not None and time.monotonic() >= self._deadline)
-            or self._budget.is_spent
-            or self._budget.weigh()
-        )
+        return bool(self._signals.kill_now or self._is_through or self._budget.weigh())
+
+    @property
+    def _is_through(self) -> bool:
+        """Whether its time is over, or it has run as many tasks as it was to."""
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        return is_late or self._budget.is_spent
 
     def _start_others(self) -> None:
         if self._coroutines is not None:
@@ -436,7 +437,7 @@ def _settle_doubts(using: str) -> None:
     engine = Engine.on(using)
 
     def settle() -> None:
-        runs.settle_doubts(engine, runs.keys(using))
+        runs.settle_doubts(engine)
 
     try:
         persevere(engine.connection, "unlock rows", settle, HURRIED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 
 from django.db import connections
 
@@ -13,12 +14,11 @@ from background_task.execution.interruptions import find, limits
 from background_task.identity import this_worker
 from background_task.models import Task
 from background_task.models.tasks import CANCEL
-from background_task.storage.cancel import cancel
+from background_task.storage.cancel import cancel_all
 
 logger = logs.named("background_task.tasks")
 
-# What is taken and has not begun is given back within some tenths of a second.
-TRIES_TO_CANCEL = 50
+# Between two looks for what was taken and has not begun, in seconds.
 BETWEEN_TRIES = 0.1
 
 
@@ -30,26 +30,67 @@ def heed(using: str, request: str) -> None:
         request: such as ``cancel:7``.
     """
     if request.startswith(CANCEL):
-        arguments = using, int(request.removeprefix(CANCEL))
-        threading.Thread(target=_cancel, args=arguments, name="cancel", daemon=True).start()
+        _cancellations.add(using, int(request.removeprefix(CANCEL)))
 
 
-def _cancel(using: str, key: int) -> None:
-    """End what runs for this row, or see to it that it does not run."""
-    rows = Task._base_manager.using(using).filter(pk=key)
-    try:
-        for _ in range(TRIES_TO_CANCEL):
-            body = find(key)
-            if body is not None:
-                limits.interrupt(body, TaskCancelledError("The task was cancelled as it ran."))
-                return
-            row = rows.first()
-            if row is None or row.worker_id != this_worker() or row.locked_by is None:
-                if row is not None:
-                    cancel(row)
-                return
-            time.sleep(BETWEEN_TRIES)  # it was taken, and has not begun
-    except Exception:
-        logger.exception("The row %d could not be cancelled", key)
-    finally:
+class _Cancellations:
+    """Ends runs, in one thread that lives for as long as there are some to be ended."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, set[int]] = defaultdict(set)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, using: str, key: int) -> None:
+        with self._lock:
+            self._wanted[using].add(key)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="cancel", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while self._is_wanted():
+            for using, keys in list(self._wanted.items()):
+                try:
+                    done = {key for key in list(keys) if _interrupt(key)}
+                    done |= _leftover(using, keys - done)
+                except Exception:
+                    logger.exception("Tasks could not be cancelled; trying again: %s", keys)
+                    done = set()
+                with self._lock:
+                    keys -= done
+            time.sleep(BETWEEN_TRIES)
+
+    def _is_wanted(self) -> bool:
+        with self._lock:
+            if any(self._wanted.values()):
+                return True
+            self._thread = None
         connections.close_all()  # this thread's own
+        return False
+
+
+def _interrupt(key: int) -> bool:
+    """End the body that runs for this row; False when there is none yet."""
+    body = find(key)
+    if body is not None:
+        limits.interrupt(body, TaskCancelledError("The task was cancelled as it ran."))
+    return body is not None
+
+
+def _leftover(using: str, keys: set[int]) -> set[int]:
+    """Cancel those that are not to run here, and return their keys; the others may yet begin."""
+    if not keys:
+        return set()
+    rows = Task._base_manager.using(using).filter(pk__in=keys).in_bulk()
+    gone = {key for key in keys if key not in rows}
+    free = {
+        key: row
+        for key, row in rows.items()
+        if row.worker_id != this_worker() or row.locked_by is None
+    }
+    cancel_all(using, list(free))
+    return gone | set(free)
+
+
+_cancellations = _Cancellations()

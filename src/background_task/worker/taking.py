@@ -22,7 +22,7 @@ from background_task.settings import app_settings
 from background_task.storage import claim, leases, oddities
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
-from background_task.storage.transient import HURRIED, TRANSIENT, persevere, reason
+from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -138,17 +138,13 @@ def must_not_run_twice(policy: RunPolicy) -> bool:
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
     """Return ``verb()``, which claims rows and keeps them; when the database is away, otherwise."""
     with _lock:
-        is_in_doubt = runs.is_in_doubt(engine.using)
-        # Before the engine is locked: who records a batch locks that first, and then the engine.
-        known = runs.keys(engine.using) if is_in_doubt or _suspects else set()
+        known = runs.keys(engine.using) if _suspects else set()
         for using, key in list(_suspects):
             if using == engine.using and key not in known:  # it has ended
                 del _suspects[using, key]
         with engine.lock:
             return hooks.unless_unreachable(
-                engine.connection,
-                lambda: _without_doubt(engine, known if is_in_doubt else None, verb),
-                otherwise,
+                engine.connection, lambda: _over_a_sound_connection(engine, verb), otherwise
             )
 
 
@@ -168,9 +164,20 @@ def close() -> None:
     _lock.acquire(timeout=LONGEST_CLAIM)
 
 
-def _without_doubt(engine: Engine, known: set[int] | None, verb: Callable[[], Taken]) -> Taken:
-    if known is not None:
-        runs.settle_doubts(engine, known)
+def _over_a_sound_connection(engine: Engine, verb: Callable[[], Taken]) -> Taken:
+    try:
+        return _without_doubt(engine, verb)
+    except TRANSIENT:
+        connection = engine.connection
+        if connection.in_atomic_block or connection.connection is None or connection.is_usable():
+            raise
+        # It was lost some time ago. Whoever has told us of work will not do so again.
+        disconnect(connection)
+        return _without_doubt(engine, verb)
+
+
+def _without_doubt(engine: Engine, verb: Callable[[], Taken]) -> Taken:
+    runs.settle_doubts(engine)
     try:
         return verb()
     except TRANSIENT:
