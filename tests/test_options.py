@@ -87,10 +87,15 @@ def test_as_many_processes_as_cores_may_be_asked_for() -> None:
 
 
 REFUSED = [
-    ({"sleep": -1}, "--sleep is -1; it must be a number, 0 or more"),
+    ({"sleep": -1}, "--sleep is -1; it must be a number, 0 to 1,000,000,000"),
     ({"sleep": "5"}, "--sleep must be a number, not str ('5')"),
     ({"sleep": float("nan")}, "--sleep is nan"),
-    ({"threads": 0}, "--threads is 0; it must be a whole number, 1 or more"),
+    ({"threads": 0}, "--threads is 0; it must be a whole number, 1 to 1,000."),
+    ({"threads": 10**30}, "it must be a whole number, 1 to 1,000."),
+    ({"processes": 1001}, "--processes is 1001; it must be a whole number, 0 to 1,000."),
+    ({"concurrency": 100_001}, "it must be a whole number, 1 to 100,000."),
+    ({"duration": 1e300}, "it must be a number, 1,000,000,000 or less."),
+    ({"shutdown_timeout": 2e9}, "it must be a number, 0 to 1,000,000,000."),
     ({"processes": -1}, "--processes is -1"),
     ({"concurrency": 0}, "--concurrency is 0"),
     ({"max_tasks": 1.5}, "--max-tasks is 1.5; it must be a whole number"),

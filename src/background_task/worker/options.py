@@ -174,16 +174,19 @@ class Options:
         return replace(self, database=backend.database)
 
 
-# Each with the least it may be, and whether it is a whole number.
-NUMBERS: dict[str, tuple[float, bool]] = {
-    "duration": (-math.inf, False),
-    "sleep": (0, False),
-    "processes": (0, True),
-    "threads": (1, True),
-    "concurrency": (1, True),
-    "max_tasks": (1, True),
-    "max_memory": (1, False),
-    "shutdown_timeout": (0, False),
+# More than anybody means, and still so few seconds that a thread can wait for them.
+LARGEST = 1_000_000_000
+# Each with the least and the most it may be, and whether it is a whole number. The system would
+# refuse a process or a thread only when there was none left for anybody else either.
+NUMBERS: dict[str, tuple[float, float, bool]] = {
+    "duration": (-math.inf, LARGEST, False),
+    "sleep": (0, LARGEST, False),
+    "processes": (0, 1000, True),
+    "threads": (1, 1000, True),
+    "concurrency": (1, 100_000, True),
+    "max_tasks": (1, LARGEST, True),
+    "max_memory": (1, LARGEST, False),
+    "shutdown_timeout": (0, LARGEST, False),
 }
 NAMES = (
     *NUMBERS,
@@ -236,15 +239,15 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _number(name: str, value: Any, least: float, is_whole: bool) -> Any:
+def _number(name: str, value: Any, least: float, most: float, is_whole: bool) -> Any:
     kind = "a whole number" if is_whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ArgumentTypeError(
             f"{_option(name)} must be {kind}, not {type(value).__name__} ({value!r:.80})."
         )
-    if not least <= value < math.inf or (is_whole and value != int(value)):
-        at_least = "" if least == -math.inf else f", {least:g} or more"
-        raise ArgumentValueError(f"{_option(name)} is {value}; it must be {kind}{at_least}.")
+    if not least <= value <= most or (is_whole and value != int(value)):
+        bounds = f"{most:,} or less" if least == -math.inf else f"{least:,} to {most:,}"
+        raise ArgumentValueError(f"{_option(name)} is {value}; it must be {kind}, {bounds}.")
     return int(value) if is_whole else float(value)
 
 
