@@ -583,3 +583,14 @@ def test_a_lock_on_the_whole_table_and_a_held_batch_do_not_wait_for_each_other(
             cursor.execute(limit)
             cursor.execute(statement)
     wait_until(lambda: not Task.objects.exists())
+
+
+@pytest.mark.parametrize("microseconds", ["²", "99999999999999999999999999", "9" * 5000, "soon"])
+def test_a_watchdog_of_no_sensible_patience_is_passed_over(
+    worker: Callable[..., Child], microseconds: str
+) -> None:
+    enqueue("slow", "watched", 0.5)
+    child = worker("--burst", NOTIFY_SOCKET="@nobody listens", WATCHDOG_USEC=microseconds)
+    assert child.wait() == 0, child.text()
+    assert noted("watched ends")()
+    assert "Traceback" not in child.text()

@@ -37,7 +37,9 @@ class ServiceManager:
         taken = {name: os.environ.pop(name, "") for name in _VARIABLES}
         address, microseconds, process = taken.values()
         is_ours = process in ("", str(os.getpid()))
-        patience = int(microseconds) / 1e6 if microseconds.isdigit() and is_ours else None
+        # Fifteen digits are thirty years: what is longer, nobody means and no thread can wait for.
+        is_number = microseconds.isdecimal() and len(microseconds) <= 15
+        patience = int(microseconds) / 1e6 if is_number and is_ours else None
         manager = cls(address, patience)
         manager._taken = {name: value for name, value in taken.items() if value}
         return manager
