@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 import logging
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -21,6 +21,9 @@ from django.utils.log import RequireDebugFalse, RequireDebugTrue
 TTW_SLOW = [0.5, 1.5]
 TTW_FAST = [0.0, 0.1]
 LONGEST_WAIT = 3600.0
+# Not select(), which knows no more than 1,024 files, except on Windows, which has nothing else; nor
+# epoll, which is a file itself, of which there may be none left.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 STOPPING = "Stopping when what runs has ended; a second signal hands it back and stops at once."
@@ -183,8 +186,11 @@ class SignalManager:
         """
         seconds = min(max(seconds, 0), LONGEST_WAIT)
         try:
-            ready, _, _ = select.select([self._wake_read, *others], [], [], seconds)
-            if self._wake_read in ready:
+            with _Selector() as selector:
+                for each in (self._wake_read, *others):
+                    selector.register(each, selectors.EVENT_READ)
+                ready = selector.select(seconds)
+            if any(key.fileobj is self._wake_read for key, _ in ready):
                 self._wake_read.recv(4096)
             return bool(ready)
         except (OSError, ValueError):  # a task has closed every file it found

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,8 +21,12 @@ from support import Child, break_other_connections, wait_until
 
 from background_task.models import CompletedTask, Task
 from background_task.tasks import tasks
+from background_task.utils import SignalManager
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+# select() takes no file of a higher number.
+SELECTABLE = 1024
 
 
 def stop_at_once(child: Child, timeout: float) -> None:
@@ -594,3 +598,39 @@ def test_a_watchdog_of_no_sensible_patience_is_passed_over(
     assert child.wait() == 0, child.text()
     assert noted("watched ends")()
     assert "Traceback" not in child.text()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """So many open files that select() does not know the next one."""
+    resource = pytest.importorskip("resource", reason="Windows numbers its files otherwise")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 2 * SELECTABLE:
+        pytest.skip(f"no process may open more than {hard} files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * SELECTABLE), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(SELECTABLE)]
+    yield
+    for file in files:
+        os.close(file)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_among_many_files_a_worker_still_waits_and_is_woken(many_files: None) -> None:
+    signals = SignalManager()
+    reading, writing = os.pipe()
+    try:
+        before = os.listdir("/dev/fd")
+        began = time.monotonic()
+        assert not signals.wait(0.2)
+        assert time.monotonic() - began >= 0.2
+        threading.Timer(0.1, signals.wake).start()
+        assert signals.wait(30)
+        os.write(writing, b"!")
+        assert signals.wait(30, reading)
+        assert not signals.wait(0)
+        assert time.monotonic() - began < 30
+        assert len(os.listdir("/dev/fd")) == len(before)
+    finally:
+        signals.restore()
+        os.close(reading)
+        os.close(writing)
