@@ -159,10 +159,13 @@ class _Embedded:
         # Signals are not held off: what a task starts would inherit that.
         apps.ready_event.wait()  # it may be started by an app that is getting ready
         from background_task.storage.transient import TRANSIENT, reason
+        from background_task.utils import ForcedStop
 
         while not self._stopping.is_set():
             try:
                 self._take_turns()
+            except ForcedStop:
+                pass  # it gave way, and what ran took longer than SHUTDOWN_TIMEOUT to end
             except TRANSIENT as error:
                 logger.warning("The embedded worker misses the database: %s", reason(error))
                 self._stopping.wait(BETWEEN_TRIES)

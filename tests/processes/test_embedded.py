@@ -6,16 +6,24 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 from notes import enqueue, noted
 from support import Child, break_other_connections, wait_until
 
+from background_task import vendors
 from background_task.models import CompletedTask, Task, Worker
+from background_task.storage.workers import lock_key
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+# When a process whose connection was lost has noticed that.
+LATER = timedelta(seconds=3)
 
 
 @pytest.fixture
@@ -132,16 +140,46 @@ def test_what_runs_is_finished_when_the_web_server_ends(server: Child) -> None:
     assert not Task.objects.exists()
 
 
-def test_after_a_restart_of_the_database_there_is_one_again(server: Child, vendor: str) -> None:
+@pytest.fixture
+def cut(vendor: str) -> Callable[[], int]:
+    """Cut every connection of the children."""
     if vendor == "sqlite":
         pytest.skip("SQLite has no connections to break")
+    return break_other_connections
+
+
+def test_after_a_restart_of_the_database_there_is_one_again(
+    server: Child, cut: Callable[[], int]
+) -> None:
     enqueue("note", "first")
     wait_until(noted("first"))
-    break_other_connections()
+    cut()
     enqueue("note", "second")
     wait_until(noted("second"))
-    wait_until(lambda: "gives way to another" in server.text())
-    enqueue("note", "third")
+    # By then whoever has lost its turn knows of that.
+    enqueue("note", "third", run_at=timezone.now() + LATER)
     wait_until(noted("third"))
     wait_until(lambda: Worker.objects.count() == 1)
     assert connection.is_usable()
+
+
+def test_who_gives_way_and_hands_back_what_runs_goes_on_when_it_is_his_turn_again(
+    command: Callable[..., Child], port: str, cut: Callable[[], int], tmp_path: Path
+) -> None:
+    patience = 'BACKGROUND_TASK_WORKER = {"SHUTDOWN_TIMEOUT": 1}'
+    (tmp_path / "impatient.py").write_text(f"from project.settings import *\n{patience}\n")
+    enqueue("slow_async", "long", 60)
+    environment = {"TEST_PATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "impatient"}
+    child = command("runserver", port, "--noreload", TEST_EMBEDDED="1", **environment)
+    wait_until(noted("long begins"))
+
+    def take_turn() -> Any:
+        cut()
+        return vendors.of(connection).session_lock(connection, lock_key("embedded impatient"))
+
+    turn = wait_until(take_turn)
+    wait_until(lambda: "gives way to another" in child.text())
+    wait_until(Task.objects.filter(locked_by=None).exists)
+    turn.release()
+    enqueue("note", "second")
+    wait_until(noted("second"))
