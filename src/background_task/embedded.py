@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -24,6 +24,10 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from background_task import logs
 from background_task.settings import app_settings
+
+if TYPE_CHECKING:
+    from background_task.storage.engine import Engine
+    from background_task.vendors import SessionLock
 
 __all__ = ["start", "stop", "with_worker"]
 
@@ -193,20 +197,19 @@ class _Embedded:
                     "Run manage.py process_tasks, or ask for one in every process."
                 )
             engine.vendor.prepare_control(engine.connection)
-            key = workers.lock_key(f"embedded {settings.SETTINGS_MODULE}")
+            turn = _Turn(engine, workers.lock_key(f"embedded {settings.SETTINGS_MODULE}"))
             while not self._stopping.is_set():
-                lock = engine.vendor.session_lock(engine.connection, key)
-                if lock is not None:
+                if turn.take():
                     try:
-                        self._run(tasks, options, lambda: engine.fetch("SELECT 1"))
+                        self._run(tasks, options, turn.keep)
                     finally:
-                        lock.release()
+                        turn.release()
                 self._stopping.wait(BETWEEN_TRIES)
         finally:
             engine.close()
 
-    def _run(self, tasks: Any, options: Any, check: Callable[[], Any] = lambda: None) -> None:
-        """Work, until :meth:`stop` or for as long as ``check()`` does not raise."""
+    def _run(self, tasks: Any, options: Any, keep: Callable[[], bool] = lambda: True) -> None:
+        """Work, until :meth:`stop` or for as long as ``keep()`` says so."""
         from django.db import connections
 
         from background_task.utils import SignalManager
@@ -218,11 +221,13 @@ class _Embedded:
         def keep_checking() -> None:
             while not over.wait(BETWEEN_TRIES):
                 try:
-                    check()
+                    if keep():
+                        continue
+                    logger.warning("The embedded worker gives way to another, which was faster")
                 except Exception as error:
                     logger.warning("The embedded worker gives way to another: %s", error)
-                    signals.exit_gracefully(None, None)
-                    return
+                signals.exit_gracefully(None, None)
+                return
 
         checking = threading.Thread(target=keep_checking, name="embedded turn", daemon=True)
         checking.start()
@@ -235,6 +240,49 @@ class _Embedded:
             signals.restore()
             with suppress(Exception):
                 connections.close_all()  # this thread's own
+
+
+class _Turn:
+    """A lock that one process of this project has, on a connection of its own.
+
+    No two threads may use it at a time: while a worker runs, it belongs to the one that checks.
+    """
+
+    def __init__(self, engine: Engine, key: int) -> None:
+        self._engine = engine
+        self._key = key
+        self._lock: SessionLock | None = None
+
+    def take(self) -> bool:
+        """Take it, unless somebody has it; tells whether it is ours."""
+        self._lock = self._engine.vendor.session_lock(self._engine.connection, self._key)
+        return self._lock is not None
+
+    def keep(self) -> bool:
+        """Tell whether it is ours still; one that was lost with its connection is taken anew.
+
+        While the database is away nobody can have it: nothing is taken then anyway, and there may
+        be nobody to give way to.
+        """
+        from background_task.storage.transient import TRANSIENT
+
+        engine = self._engine
+        if self._lock is not None:
+            with suppress(*TRANSIENT):
+                engine.fetch("SELECT 1")
+                return True
+        self.release()  # SQLite's is a file, which is not lost with the connection
+        engine.close()
+        with suppress(*TRANSIENT):
+            engine.vendor.prepare_control(engine.connection)
+            return self.take()
+        return True
+
+    def release(self) -> None:
+        """Let another have it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 _worker: _Embedded | None = None

@@ -163,6 +163,20 @@ def test_after_a_restart_of_the_database_there_is_one_again(
     assert connection.is_usable()
 
 
+def test_where_nobody_else_is_there_a_lost_connection_is_no_reason_to_give_way(
+    command: Callable[..., Child], port: str, cut: Callable[[], int]
+) -> None:
+    enqueue("slow_async", "long", 60)
+    child = command("runserver", port, "--noreload", TEST_EMBEDDED="1")
+    wait_until(noted("long begins"))
+    for number in range(2):  # what was taken anew may be lost again
+        cut()
+        enqueue("note", f"{number}", run_at=timezone.now() + LATER)
+        wait_until(noted(f"{number}"))
+    assert "gives way to another" not in child.text()
+    assert not noted("long ends")()
+
+
 def test_who_gives_way_and_hands_back_what_runs_goes_on_when_it_is_his_turn_again(
     command: Callable[..., Child], port: str, cut: Callable[[], int], tmp_path: Path
 ) -> None:
