@@ -463,6 +463,51 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
     assert child.wait(timeout=15) == 0, child.text()
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("def (", "SyntaxError"),
+        ("background(queue=5)(print)", "queue must be text"),
+        ("from reloaded import helper", "SyntaxError"),
+    ],
+)
+def test_the_autoreloader_waits_until_what_is_broken_is_mended(
+    worker: Callable[..., Child], tmp_path: Path, line: str, told: str
+) -> None:
+    (tmp_path / "reloaded").mkdir()
+    (tmp_path / "reloaded" / "__init__.py").touch()
+    module = tmp_path / "reloaded" / "tasks.py"
+    module.write_text("from background_task import background\n")
+    helper = tmp_path / "reloaded" / "helper.py"
+    enqueue("note", "before")
+    child = worker("--dev", TEST_APPS="reloaded", TEST_PATH=str(tmp_path))
+    wait_until(noted("before"))
+
+    def write(file: Path, text: str, condition: Callable[[], bool]) -> None:
+        file.write_text(text)
+        touched = time.time()
+
+        def is_noticed() -> bool:
+            # A change made before the reloader's first look is none, so there may be another.
+            nonlocal touched
+            if time.time() > touched:
+                touched = time.time() + 5
+                os.utime(file, (touched, touched))
+            return condition()
+
+        wait_until(is_noticed, timeout=60)
+
+    helper.write_text("def (\n")
+    text = f"from background_task import background\n{line}\n"
+    write(module, text, lambda: told in child.text())
+    assert child.process.poll() is None
+    enqueue("note", "after")
+    broken = helper if "helper" in line else module
+    write(broken, "from background_task import background\n", noted("after"))
+    os.killpg(child.process.pid, signal.SIGINT)
+    assert child.wait(timeout=15) == 0, child.text()
+
+
 def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
     command: Callable[..., Child], worker: Callable[..., Child]
 ) -> None:

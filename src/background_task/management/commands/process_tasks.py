@@ -12,10 +12,11 @@ from argparse import Action, ArgumentParser, Namespace
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
 
-from background_task import vendors
+from background_task import discovery, vendors
 from background_task.exceptions import BackgroundTaskError
 from background_task.execution.runs import runs
 from background_task.storage.transient import (
@@ -40,6 +41,12 @@ __all__ = ["Command", "_configure_log_std", "autodiscover", "logger"]
 def _options(given: dict[str, Any]) -> Options:
     options = Options.of(given)
     return replace(options, processes=1) if given.get("dev") else options
+
+
+def _watch_task_modules(sender: autoreload.BaseReloader, **kwargs: Any) -> None:
+    """Let the reloader watch every ``tasks.py``: of one that is broken there is no module."""
+    for config in apps.get_app_configs():
+        sender.watch_dir(config.path, "tasks.py")
 
 
 class _Joined(Action):
@@ -254,6 +261,10 @@ class Command(BaseCommand):
                     logger.warning("The database is unreachable (%s); waiting.", reason(error))
                 time.sleep(BETWEEN_PROBES)
 
+    def get_check_kwargs(self, options: dict[str, Any]) -> Any:
+        """Check nothing yet with ``--dev``: an error would end what waits for it to be mended."""
+        return {"tags": set()} if options.get("dev") else super().get_check_kwargs(options)
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Take the signals, run, and give the signals back."""
         if options.get("dev") and options.get("processes") not in (None, 1):
@@ -290,9 +301,16 @@ class Command(BaseCommand):
             self.sig_manager = SignalManager()
             # The reloader ends the process while the worker's thread is in a task.
             atexit.register(runs.hand_back)
+            autoreload.autoreload_started.connect(_watch_task_modules)
         autoreload.run_with_reloader(self._run_then_exit, *args, **options)
 
     def _run_then_exit(self, *args: Any, **options: Any) -> None:
+        for config, error in discovery.broken_modules():
+            if discovery.stops_worker(config):
+                # The reloader watches the file that it names, which may be imported by a tasks.py.
+                raise error.__cause__ or error
+        if not options.get("skip_checks"):
+            self.check()
         self.run(*args, **options)
         _thread.interrupt_main(signal.SIGTERM)  # which the reloader takes for "exit 0"
 
