@@ -116,6 +116,12 @@ def run_elsewhere(row: Task) -> None:
 
 
 @pytest.fixture
+def row_locks(vendor: str) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+
+
+@pytest.fixture
 def engine(vendor: str) -> Iterator[Engine]:
     """A connection of its own, that does not wait for the locks of this one."""
     engine = Engine("default")
@@ -127,11 +133,10 @@ def engine(vendor: str) -> Iterator[Engine]:
     engine.close()
 
 
+@pytest.mark.usefixtures("row_locks")
 def test_who_cancels_in_a_transaction_keeps_no_worker_from_showing_that_it_lives(
-    engine: Engine, vendor: str
+    engine: Engine,
 ) -> None:
-    if vendor == "sqlite":
-        pytest.skip("SQLite locks the whole database, not a row")
     row = note("runs")
     run_elsewhere(row)
     with transaction.atomic():
@@ -140,11 +145,10 @@ def test_who_cancels_in_a_transaction_keeps_no_worker_from_showing_that_it_lives
     assert workers.beat(engine, WORKER).requests == f" cancel:{row.pk}"
 
 
+@pytest.mark.usefixtures("row_locks")
 def test_what_has_begun_since_the_transaction_did_is_not_taken_for_waiting(
-    engine: Engine, vendor: str
+    engine: Engine,
 ) -> None:
-    if vendor == "sqlite":
-        pytest.skip("SQLite locks the whole database, not a row")
     row, other = note("runs"), note("waits")
     run_elsewhere(other)
     with transaction.atomic():
@@ -155,11 +159,10 @@ def test_what_has_begun_since_the_transaction_did_is_not_taken_for_waiting(
     assert cancellation.is_marked(Task.objects.get(pk=row.pk).options)
 
 
+@pytest.mark.usefixtures("row_locks")
 def test_who_keeps_a_row_locked_that_is_to_be_cancelled_keeps_no_worker_waiting(
-    engine: Engine, vendor: str
+    engine: Engine,
 ) -> None:
-    if vendor == "sqlite":
-        pytest.skip("SQLite locks the whole database, not a row")
     row = note("runs")
     Task.objects.update(options=cancellation.marked(None), state=None)
     done: list[int] = []

@@ -21,6 +21,7 @@ from django.db import connections
 from background_task import logs, vendors
 from background_task.identity import this_worker
 from background_task.models import Task
+from background_task.policies.runs import RunPolicy
 from background_task.settings import app_settings
 from background_task.storage import leases
 from background_task.storage.batches import in_batches
@@ -41,6 +42,11 @@ LONGEST_RENEWAL = 1.0
 LONGEST_DOUBT = 30.0
 # After so many seconds a row that was taken is known to those who look after the runs.
 LONGEST_BEGIN = 5.0
+
+
+def must_not_run_twice(policy: RunPolicy) -> bool:
+    """Tell whether a task has failed with the first worker that is lost while it runs."""
+    return policy.losses_allowed(app_settings.BACKGROUND_TASK_MAX_LOSSES) == 0
 
 
 class Run:
@@ -66,9 +72,7 @@ class Run:
     @property
     def is_never_again(self) -> bool:
         """Whether it has begun, and must not do so twice."""
-        losses = app_settings.BACKGROUND_TASK_MAX_LOSSES
-        task = self.task
-        return self.has_begun and task is not None and not task.policy.losses_allowed(losses)
+        return self.has_begun and self.task is not None and must_not_run_twice(self.task.policy)
 
     @property
     def pk(self) -> int | None:

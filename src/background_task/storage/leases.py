@@ -19,9 +19,8 @@ TO_BE_CANCELLED = f"COALESCE(SUBSTR(options, 3, {len(KEY)}), '') = '{KEY}'"
 
 
 # The condition that a process runs a row; one that is edited meanwhile has no state for a moment.
-IS_RUN_BY = (
-    f"(state = {State.RUNNING:d} OR state IS NULL) AND locked_by IS NOT NULL AND worker_id = %s"
-)
+IS_RUN = f"(state = {State.RUNNING:d} OR state IS NULL) AND locked_by IS NOT NULL"
+IS_RUN_BY = f"{IS_RUN} AND worker_id = %s"
 CUT_OFF = "The run was cut off: its worker had to end."
 
 

@@ -160,8 +160,7 @@ def forgotten(engine: Engine) -> list[str]:
     """Return who runs rows, but is not registered: it takes no tasks, or has left without them."""
     sql = f"""
         SELECT DISTINCT worker_id FROM background_task
-        WHERE (state = {State.RUNNING:d} OR state IS NULL)
-        AND worker_id IS NOT NULL AND locked_by IS NOT NULL
+        WHERE {leases.IS_RUN} AND worker_id IS NOT NULL
         AND worker_id NOT IN (SELECT worker_id FROM background_task_worker)
     """
     return [worker_id for (worker_id,) in engine.fetch(sql)]

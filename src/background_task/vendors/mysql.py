@@ -148,9 +148,8 @@ class MySQL(Vendor):
 
     def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
         """PyMySQL knows, and so does MariaDB; MySQL cannot be asked, and Django knows of most."""
-        status: int | None = getattr(connection.connection, "server_status", None)
-        if status is not None:
-            return bool(status & _IN_TRANSACTION)
+        if hasattr(connection.connection, "server_status"):
+            return self.may_be_in_transaction(connection)
         if not connection.mysql_is_mariadb:  # type: ignore[attr-defined]
             return connection.in_atomic_block or not connection.autocommit
         cursor = connection.connection.cursor()

@@ -19,7 +19,7 @@ from background_task import logs
 from background_task import tasks as hooks
 from background_task.execution.attempt import Attempt
 from background_task.execution.event_loop import LONGEST_END, EventLoop, Flight
-from background_task.execution.runs import Run, runs
+from background_task.execution.runs import Run, must_not_run_twice, runs
 from background_task.models import CompletedTask, Task
 from background_task.records import Claim, Wanted
 from background_task.signals import close_old
@@ -215,7 +215,7 @@ class Coroutines:
         self._in_flight.add(flight)
         try:
             if flight.begin():
-                if taking.must_not_run_twice(task.policy):
+                if must_not_run_twice(task.policy):
                     self._alone, flight.on_start = flight, self._woken.set
                 loop.launch(flight)
                 return

@@ -20,6 +20,7 @@ logger = logs.named("background_task.tasks")
 
 # Between two looks for what was taken and has not begun, in seconds.
 BETWEEN_TRIES = 0.1
+AFTER_A_FAILURE = 1.0
 
 
 def heed(using: str, request: str) -> None:
@@ -57,6 +58,8 @@ class _Cancellations:
                 except Exception:
                     logger.exception("Tasks could not be cancelled; trying again: %s", keys)
                     done = set()
+                    connections.close_all()  # this thread's own, which may be lost
+                    time.sleep(AFTER_A_FAILURE)
                 with self._lock:
                     keys -= done
             time.sleep(BETWEEN_TRIES)
@@ -83,14 +86,13 @@ def _leftover(using: str, keys: set[int]) -> set[int]:
     if not keys:
         return set()
     rows = Task._base_manager.using(using).filter(pk__in=keys).in_bulk()
-    gone = {key for key in keys if key not in rows}
-    free = {
-        key: row
+    ours = {
+        key
         for key, row in rows.items()
-        if row.worker_id != this_worker() or row.locked_by is None
+        if row.worker_id == this_worker() and row.locked_by is not None
     }
-    cancel_all(using, list(free))
-    return gone | set(free)
+    cancel_all(using, list(rows.keys() - ours))
+    return keys - ours
 
 
 _cancellations = _Cancellations()

@@ -13,12 +13,11 @@ from background_task import logs, vendors
 from background_task import tasks as hooks
 from background_task.api.proxy import DeclaredTask, TaskProxy
 from background_task.execution.notices import policy_of
-from background_task.execution.runs import runs
+from background_task.execution.runs import must_not_run_twice, runs
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
-from background_task.policies.runs import RunPolicy, is_async
+from background_task.policies.runs import is_async
 from background_task.records import Claim, Mark, Wanted
-from background_task.settings import app_settings
 from background_task.storage import claim, leases, oddities
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
@@ -128,11 +127,6 @@ def has_to_be_alone(tasks: Tasks, claims: Sequence[Claim]) -> bool:
 def _must_not_run_twice(tasks: Tasks, claimed: Claim) -> bool:
     proxy = tasks._tasks.get(claimed.name)
     return must_not_run_twice(policy_of(proxy, claimed.backend, claimed.name))
-
-
-def must_not_run_twice(policy: RunPolicy) -> bool:
-    """Tell whether a task has failed with the first worker that is lost while it runs."""
-    return policy.losses_allowed(app_settings.BACKGROUND_TASK_MAX_LOSSES) == 0
 
 
 def take(engine: Engine, verb: Callable[[], Taken], otherwise: Taken) -> Taken:
