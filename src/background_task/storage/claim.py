@@ -47,7 +47,7 @@ def mark(
     wanted: Wanted,
     most: int,
     by: Mark,
-    fitting: Callable[[Sequence[Claim]], int] = len,
+    fitting: Callable[[Sequence[Claim]], int] | None = None,
 ) -> list[Claim]:
     """Take the most urgent rows by writing into them; return them in their order.
 
@@ -59,7 +59,7 @@ def mark(
         most: how many at most.
         by: who takes them.
         fitting: returns how many of those that were found, from the first, are to be taken. Nobody
-            ever sees that the others were looked at.
+            ever sees that the others were looked at. None where all are.
     """
     if not wanted.names or most < 1:
         return []
@@ -74,19 +74,23 @@ def _mark(
     wanted: Wanted,
     most: int,
     by: Mark,
-    fitting: Callable[[Sequence[Claim]], int],
+    fitting: Callable[[Sequence[Claim]], int] | None,
 ) -> list[Claim]:
     is_at_once = engine.vendor.can_return_changed
-    if is_at_once and most == 1:  # which fits, and one statement needs no transaction around it
+    if most == 1:
+        fitting = None  # the first one is always taken
+    if is_at_once and fitting is None:  # one statement needs no transaction around it
         return _known(wanted, _mark_at_once(engine, wanted, most, by))
     if not engine.vendor.lock and not engine.fetch(*_select(engine, wanted, 1, lock=False)):
         return []  # so that an idle worker does not ask for the lock of the whole database
     with engine.transaction():
-        if not is_at_once:
+        if is_at_once:
+            claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
+        else:
             claims = hold(engine, wanted, most)
-            return mark_held(engine, claims[: fitting(claims)], by)
-        claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
-        count = fitting(claims)
+        count = len(claims) if fitting is None else fitting(claims)
+        if not is_at_once:
+            return mark_held(engine, claims[:count], by)
         leases.release(engine, [claim.pk for claim in claims[count:]])
         return claims[:count]
 

@@ -233,10 +233,11 @@ class Coroutines:
             def fitting(found: Sequence[Claim]) -> int:
                 return taking.together(self._tasks, [*claims, *found]) - len(claims)
 
+            cut = fitting if self._names.have_to_be_cut(self._names.coroutines()) else None
             for wanted in steps:
                 # A single one is taken whether or not it fits; so it has to be the first.
-                if not claims or most - len(claims) > 1:
-                    claims += claim.mark(engine, wanted, most - len(claims), self._by, fitting)
+                if not claims or cut is None or most - len(claims) > 1:
+                    claims += claim.mark(engine, wanted, most - len(claims), self._by, cut)
             for wanted in steps:
                 claims += taking.rescued(engine, wanted, most - len(claims), self._by)
             rows = taking.read(engine.using, claims, self._by)

@@ -148,7 +148,8 @@ class Functions:
         return self._rescue(steps) if batch is None else batch
 
     def _mark(self, wanted: Wanted, most: int) -> Batch | None:
-        return self._batched(claim.mark(self._engine, wanted, most, self._by, self._fitting))
+        fitting = self._fitting if self._names.have_to_be_cut(wanted.names) else None
+        return self._batched(claim.mark(self._engine, wanted, most, self._by, fitting))
 
     def _fitting(self, claims: Sequence[Claim]) -> int:
         count = taking.together(self._tasks, claims)

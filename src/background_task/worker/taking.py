@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.conf import settings
 from django.db import connections
 
 from background_task import logs, vendors
 from background_task import tasks as hooks
+from background_task.api import aliases
 from background_task.api.proxy import DeclaredTask, TaskProxy
 from background_task.execution.notices import policy_of
 from background_task.execution.runs import must_not_run_twice, runs
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
-from background_task.policies.runs import is_async
+from background_task.policies.runs import ONCE, RunPolicy, is_async
 from background_task.records import Claim, Mark, Wanted
 from background_task.storage import claim, leases, oddities
 from background_task.storage.engine import Engine
@@ -77,6 +79,7 @@ class Names:
         self._seen: list[tuple[str, Any]] = []
         self._functions: frozenset[str] = frozenset()
         self._coroutines: frozenset[str] = frozenset()
+        self._alone: frozenset[str] = frozenset()
 
     def functions(self) -> frozenset[str]:
         """Return the names of those that run in a thread."""
@@ -88,6 +91,11 @@ class Names:
         self._look()
         return self._coroutines
 
+    def have_to_be_cut(self, names: Collection[str]) -> bool:
+        """Tell whether what is claimed of these may have to be cut by :func:`together`."""
+        self._look()
+        return not self._alone.isdisjoint(names)
+
     def _look(self) -> None:
         self._tasks.adopt_declared()
         seen = list(self._tasks._tasks.items())
@@ -96,7 +104,25 @@ class Names:
         for_the_loop = {name for name, proxy in seen if _is_for_the_loop(proxy)}
         self._coroutines = frozenset(for_the_loop)
         self._functions = frozenset(self._tasks._tasks) - for_the_loop
+        of_backends = [RunPolicy(), *_policies_of_backends()]
+        self._alone = frozenset(
+            name
+            for name, proxy in seen
+            if any(must_not_run_twice(_own_policy(proxy).over(each)) for each in of_backends)
+        )
         self._seen = seen
+
+
+def _policies_of_backends() -> Iterator[RunPolicy]:
+    """Yield what each entry of ``TASKS`` says about runs; what cannot be asked says nothing."""
+    for alias in getattr(settings, "TASKS", None) or {}:
+        with suppress(Exception):
+            yield getattr(aliases.backend(alias), "policy", ONCE)
+
+
+def _own_policy(proxy: Any) -> RunPolicy:
+    own: RunPolicy | None = getattr(proxy, "policy", None)
+    return own or RunPolicy()
 
 
 def _is_for_the_loop(proxy: Any) -> bool:
