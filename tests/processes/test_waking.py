@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from support import Child, wait_until
 
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
+from background_task.storage.engine import Engine
+from background_task.storage.notifications import NEW
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -126,3 +129,24 @@ def test_an_idle_worker_asks_postgresql_less_than_once_a_second() -> None:
     settled, end = asked[0] + 3, asked[-1] - 1
     idle = [when for when in asked if settled < when < end]
     assert 3 < len(idle) < end - settled
+
+
+def test_a_connection_that_takes_tasks_hears_of_new_ones_until_its_next_statement() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("only PostgreSQL tells over a connection")
+    engine = Engine("default")
+    assert engine.listen(NEW) is None, "it is not connected yet"
+    engine.fetch("SELECT 1")
+    file = engine.listen(NEW)
+    try:
+        with selectors.DefaultSelector() as selector:
+            assert file is not None
+            selector.register(file, selectors.EVENT_READ)
+            assert not selector.select(0)
+            engine.vendor.notify(connection, NEW, "")
+            assert selector.select(20)
+            engine.fetch("SELECT 1")
+            assert not selector.select(0)
+        assert engine.listen(NEW) == file
+    finally:
+        engine.close()

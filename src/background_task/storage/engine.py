@@ -33,6 +33,9 @@ class Engine:
         self.vendor = vendors.of(self.connection)
         # For those who share it: held for as long as one of them has a transaction open.
         self.lock = threading.RLock()
+        # The connection of the driver that was asked to listen, and what came of it.
+        self._asked_to_listen: Any = None
+        self._ear: int | None = None
 
     @classmethod
     def on(cls, using: str) -> Engine:
@@ -56,6 +59,16 @@ class Engine:
             cursor.execute(self.vendor.quoted(sql), parameters or None)
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
+
+    def listen(self, channel: str) -> int | None:
+        """Listen from now on, as far as the database can tell of something; see the vendors."""
+        driver = self.connection.connection
+        if driver is None:  # it was lost, and the next statement makes another
+            return None
+        if driver is not self._asked_to_listen:
+            self._ear = self.vendor.listen(self.connection, channel)
+            self._asked_to_listen = driver
+        return self._ear
 
     def begin(self) -> None:
         """Begin a transaction that is going to write, on a connection of our own."""

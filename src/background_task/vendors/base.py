@@ -192,6 +192,15 @@ class Vendor:
         """
         return AlwaysNews()
 
+    def listen(self, connection: BaseDatabaseWrapper, channel: str) -> int | None:
+        """Listen over ``connection`` beside other work, as long as it lasts.
+
+        Returns:
+            the file that can be read when there is news, and cannot after the next statement; None
+            where that cannot be had.
+        """
+        return None
+
     def ring(self, connection: BaseDatabaseWrapper) -> None:
         """Wake who watches on this host; nothing happens where nobody does."""
 

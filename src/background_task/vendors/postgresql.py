@@ -131,6 +131,16 @@ class PostgreSQL(Vendor):
             cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
         return _Ear(connection)
 
+    def listen(self, connection: BaseDatabaseWrapper, channel: str) -> int | None:
+        """By LISTEN, where that works; the driver would keep what nobody asks for."""
+        if not self.can_listen(connection) or not self.has_session_locks(connection):
+            return None
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
+        connection.connection.add_notify_handler(_forget)
+        number: int = connection.connection.fileno()
+        return number
+
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """With psycopg 3.2 or newer.
 
@@ -226,6 +236,10 @@ def _quoted(value: str | None) -> str:
         return "NULL"
     text = value.replace("\\", r"\\").replace('"', r"\"")
     return f'"{text}"'
+
+
+def _forget(notification: Any) -> None:
+    pass
 
 
 class _AdvisoryLock:

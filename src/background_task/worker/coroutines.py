@@ -87,6 +87,8 @@ class Coroutines:
         self._next_look = 0.0
         self._most = MOST_ROWS
 
+    hears = False
+
     @property
     def is_hungry(self) -> bool:
         """Whether there is room for more, and nothing was due the last time."""

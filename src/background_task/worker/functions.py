@@ -18,6 +18,8 @@ from background_task.records import Claim, Wanted
 from background_task.storage import claim
 from background_task.storage.batches import MOST_ROWS
 from background_task.storage.engine import Engine
+from background_task.storage.notifications import NEW
+from background_task.storage.transient import TRANSIENT
 from background_task.utils import Canary, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
@@ -127,6 +129,17 @@ class Functions:
         self._adapt(batch, time.perf_counter() - begun)
         self._may_hold = batch.size == asked and run.all_were_quick
         return True
+
+    def listen(self) -> int | None:
+        """Return the file that can be read when there are new rows, until some are asked for.
+
+        None where nothing tells, and where none would be asked for.
+        """
+        if self._budget.left == 0:
+            return None
+        with suppress(*TRANSIENT), self._engine.lock:
+            return self._engine.listen(NEW)
+        return None
 
     def close(self) -> None:
         """End the watchdog."""

@@ -45,6 +45,11 @@ class Driver(Protocol):
         """Whether it waits."""
         ...
 
+    @property
+    def hears(self) -> bool:
+        """Whether it hears of new rows by itself, while it waits."""
+        ...
+
     def wanted(self) -> Wanted:
         """Return for which rows it waits."""
         ...
@@ -178,7 +183,8 @@ class Lookout(Heart):
 
     def _heed_news(self, drivers: Collection[Driver]) -> None:
         if self._watch.is_of_rows:
-            _wake(drivers)
+            # What it may have missed is found by the looks that follow.
+            _wake([driver for driver in drivers if not driver.hears])
         if self._watch.is_of_rows and self._watch.is_complete:
             self._look_again(ECHOES)
         else:

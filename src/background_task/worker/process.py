@@ -29,7 +29,15 @@ from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 from background_task.tasks import unless_unreachable
-from background_task.utils import STOPPING, TTW_FAST, ForcedStop, hold_off_signals, leave, say
+from background_task.utils import (
+    STOPPING,
+    TTW_FAST,
+    ForcedStop,
+    SignalManager,
+    hold_off_signals,
+    leave,
+    say,
+)
 from background_task.worker import requests, taking
 from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
@@ -94,8 +102,8 @@ class Process:
         self._coroutines: Coroutines | None = None
         self._heart: Lookout | None = None
         self._gives_way = False
-        # Whether the main thread waits for a function to run.
-        self.is_hungry = False
+        # Whether the main thread waits for a function to run, and hears by itself of new rows.
+        self.is_hungry = self.hears = False
 
     def run(self) -> None:
         """Work until the options or a signal say that it is enough.
@@ -352,12 +360,19 @@ class Process:
         if self._signals.time_to_wait is not TTW_FAST:
             self._wait(random.uniform(*self._signals.time_to_wait))  # noqa: S311
 
-    def _wait(self, seconds: float) -> bool:
-        """Sleep; tells whether somebody woke us, or may have."""
+    def _wait(self, seconds: float, *files: int) -> bool:
+        """Sleep; tells whether somebody woke us, or one of these can be read, or may be so."""
         if self._deadline is not None:
             seconds = max(0.0, min(seconds, self._deadline - time.monotonic()))
         wait = getattr(self._signals, "wait", time.sleep)
-        return wait(seconds) is not False
+        return wait(seconds, *files) is not False
+
+    def _listen(self) -> list[int]:
+        """Hear by ourselves what the lookout hears: to be woken by it takes as long again."""
+        if self._functions is None or not isinstance(self._signals, SignalManager):
+            return []
+        file = self._functions.listen()
+        return [] if file is None else [file]
 
     def _wait_for_work(self) -> None:
         pause = self._options.sleep
@@ -368,9 +383,11 @@ class Process:
         if pause <= 0:
             return
         logger.debug("waiting for tasks")
+        files = self._listen()
+        self.hears = bool(files)
         self.is_hungry = True
         self._expect_hunger()
-        is_woken = self._wait(pause)
+        is_woken = self._wait(pause, *files)
         self.is_hungry = False
         if not is_woken and self._next_claim == 0:
             self._next_claim = time.monotonic() + LONGEST_PAUSE

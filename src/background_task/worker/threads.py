@@ -49,6 +49,9 @@ class Threads:
         self._is_stopping = False
         self._threads: list[threading.Thread] = []
 
+    # The threads share a connection, so none of them waits for it.
+    hears = False
+
     @property
     def is_hungry(self) -> bool:
         """Whether a thread has nothing to do."""
