@@ -148,5 +148,27 @@ def test_a_connection_that_takes_tasks_hears_of_new_ones_until_its_next_statemen
             engine.fetch("SELECT 1")
             assert not selector.select(0)
         assert engine.listen(NEW) == file
+        engine.stop_listening(NEW)
+        assert engine.fetch("SELECT pg_listening_channels()") == []
     finally:
         engine.close()
+
+
+def test_nothing_piles_up_of_which_a_worker_is_told_while_a_function_runs(
+    command: Callable[..., Child], idle: Callable[..., Child]
+) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("only PostgreSQL tells over a connection")
+
+    def has_stopped_to_listen() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM pg_stat_activity "
+                "WHERE datname = current_database() AND query LIKE 'UNLISTEN%'"
+            )
+            return cursor.fetchone() is not None
+
+    idle()
+    command("shell", "-v0", "-c", "from project.tasks import slow; slow('long', 60)").wait()
+    wait_until(noted("long begins"))
+    wait_until(has_stopped_to_listen)

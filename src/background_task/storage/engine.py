@@ -70,6 +70,12 @@ class Engine:
             self._asked_to_listen = driver
         return self._ear
 
+    def stop_listening(self, channel: str) -> None:
+        """Listen no more: what nobody reads would pile up."""
+        if self._ear is not None and self.connection.connection is self._asked_to_listen:
+            self.vendor.stop_listening(self.connection, channel)
+        self._asked_to_listen = self._ear = None
+
     def begin(self) -> None:
         """Begin a transaction that is going to write, on a connection of our own."""
         self.run(self.vendor.begin)

@@ -201,6 +201,9 @@ class Vendor:
         """
         return None
 
+    def stop_listening(self, connection: BaseDatabaseWrapper, channel: str) -> None:
+        """End what :meth:`listen` has begun."""
+
     def ring(self, connection: BaseDatabaseWrapper) -> None:
         """Wake who watches on this host; nothing happens where nobody does."""
 

@@ -141,6 +141,12 @@ class PostgreSQL(Vendor):
         number: int = connection.connection.fileno()
         return number
 
+    def stop_listening(self, connection: BaseDatabaseWrapper, channel: str) -> None:
+        """By UNLISTEN."""
+        with connection.cursor() as cursor:
+            cursor.execute(f"UNLISTEN {connection.ops.quote_name(channel)}")
+        connection.connection.remove_notify_handler(_forget)
+
     def can_listen(self, connection: BaseDatabaseWrapper) -> bool:
         """With psycopg 3.2 or newer.
 

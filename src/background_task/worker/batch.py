@@ -112,11 +112,17 @@ class Batch:
                 self._let_go()
             return self._current
 
-    def relieve(self) -> None:
-        """When a task has overstayed: record what has ended, give back what has not begun."""
+    def relieve(self) -> bool:
+        """When a task has overstayed: record what has ended, give back what has not begun.
+
+        Returns:
+            whether one has.
+        """
         with self._lock:
-            if self._current is not None and time.monotonic() - self._began > OVERDUE:
-                self._let_go()
+            if self._current is None or time.monotonic() - self._began <= OVERDUE:
+                return False
+            self._let_go()
+            return True
 
     def record(self) -> list[Ended]:
         """Record what has ended; return what has to be recorded by itself, all of it marked.

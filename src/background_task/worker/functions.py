@@ -234,8 +234,9 @@ class Functions:
         while self._is_busy.wait() and not self._is_closed:
             pause.wait(BETWEEN_LOOKS)
             try:
-                if self._batch is not None:
-                    self._batch.relieve()
+                if self._batch is not None and self._batch.relieve():
+                    with self._engine.lock:
+                        self._engine.stop_listening(NEW)
             except Exception:
                 logger.exception("What waits behind a long function could not be given back")
 
