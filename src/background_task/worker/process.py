@@ -27,6 +27,7 @@ from background_task.signals import close_old
 from background_task.storage import readiness
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import told_here
+from background_task.storage.overrides import replaced
 from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
 from background_task.tasks import unless_unreachable
 from background_task.utils import (
@@ -369,7 +370,10 @@ class Process:
 
     def _listen(self) -> list[int]:
         """Hear by ourselves what the lookout hears: to be woken by it takes as long again."""
-        if self._functions is None or not isinstance(self._signals, SignalManager):
+        signals = self._signals
+        if self._functions is None or not isinstance(signals, SignalManager):
+            return []
+        if replaced(signals, "wait"):  # by one that may know of no files
             return []
         file = self._functions.listen()
         return [] if file is None else [file]
