@@ -77,20 +77,18 @@ def _mark(
     fitting: Callable[[Sequence[Claim]], int] | None,
 ) -> list[Claim]:
     is_at_once = engine.vendor.can_return_changed
-    if most == 1:
-        fitting = None  # the first one is always taken
-    if is_at_once and fitting is None:  # one statement needs no transaction around it
+    # A single one always fits; and one statement needs no transaction around it.
+    if is_at_once and (fitting is None or most == 1):
         return _known(wanted, _mark_at_once(engine, wanted, most, by))
     if not engine.vendor.lock and not engine.fetch(*_select(engine, wanted, 1, lock=False)):
         return []  # so that an idle worker does not ask for the lock of the whole database
+    fitting = fitting or len
     with engine.transaction():
-        if is_at_once:
-            claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
-        else:
-            claims = hold(engine, wanted, most)
-        count = len(claims) if fitting is None else fitting(claims)
         if not is_at_once:
-            return mark_held(engine, claims[:count], by)
+            claims = hold(engine, wanted, most)
+            return mark_held(engine, claims[: fitting(claims)], by)
+        claims = _known(wanted, _mark_at_once(engine, wanted, most, by))
+        count = fitting(claims)
         leases.release(engine, [claim.pk for claim in claims[count:]])
         return claims[:count]
 

@@ -72,9 +72,10 @@ class Engine:
 
     def stop_listening(self, channel: str) -> None:
         """Listen no more: what nobody reads would pile up."""
-        if self._ear is not None and self.connection.connection is self._asked_to_listen:
+        driver, ear = self._asked_to_listen, self._ear
+        self._asked_to_listen = self._ear = None  # though it fails: it need not be tried again
+        if ear is not None and self.connection.connection is driver:
             self.vendor.stop_listening(self.connection, channel)
-        self._asked_to_listen = self._ear = None
 
     def begin(self) -> None:
         """Begin a transaction that is going to write, on a connection of our own."""

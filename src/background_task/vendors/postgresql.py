@@ -125,21 +125,23 @@ class PostgreSQL(Vendor):
 
     def watch(self, connection: BaseDatabaseWrapper, channel: str) -> Watch:
         """By LISTEN, where that works."""
-        if not self.can_listen(connection) or not self.has_session_locks(connection):
-            return AlwaysNews()
-        with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
-        return _Ear(connection)
+        return _Ear(connection) if self._listens(connection, channel) else AlwaysNews()
 
     def listen(self, connection: BaseDatabaseWrapper, channel: str) -> int | None:
         """By LISTEN, where that works; the driver would keep what nobody asks for."""
-        if not self.can_listen(connection) or not self.has_session_locks(connection):
+        if not self._listens(connection, channel):
             return None
-        with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
         connection.connection.add_notify_handler(_forget)
         number: int = connection.connection.fileno()
         return number
+
+    def _listens(self, connection: BaseDatabaseWrapper, channel: str) -> bool:
+        """Begin to listen where that works; tells whether it does."""
+        if not self.can_listen(connection) or not self.has_session_locks(connection):
+            return False
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {connection.ops.quote_name(channel)}")
+        return True
 
     def stop_listening(self, connection: BaseDatabaseWrapper, channel: str) -> None:
         """By UNLISTEN."""

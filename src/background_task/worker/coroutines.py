@@ -57,6 +57,8 @@ class Coroutines:
         on_hunger: called when there is room for more, and nothing was due.
     """
 
+    hears = False
+
     def __init__(
         self,
         tasks: Tasks,
@@ -86,8 +88,6 @@ class Coroutines:
         self._is_hungry = False
         self._next_look = 0.0
         self._most = MOST_ROWS
-
-    hears = False
 
     @property
     def is_hungry(self) -> bool:
@@ -227,7 +227,8 @@ class Coroutines:
 
     def _claim(self, most: int) -> list[Task]:
         engine = Engine.on(self._tasks.queue_database())
-        steps = self._queues.steps(self._names.coroutines(), self._backend)
+        names = self._names.coroutines()
+        steps = self._queues.steps(names, self._backend)
 
         def verb() -> list[Task]:
             claims: list[Claim] = []
@@ -235,7 +236,7 @@ class Coroutines:
             def fitting(found: Sequence[Claim]) -> int:
                 return taking.together(self._tasks, [*claims, *found]) - len(claims)
 
-            cut = fitting if self._names.have_to_be_cut(self._names.coroutines()) else None
+            cut = fitting if self._names.have_to_be_cut(names) else None
             for wanted in steps:
                 # A single one is taken whether or not it fits; so it has to be the first.
                 if not claims or cut is None or most - len(claims) > 1:

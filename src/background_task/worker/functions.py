@@ -235,7 +235,7 @@ class Functions:
             pause.wait(BETWEEN_LOOKS)
             try:
                 if self._batch is not None and self._batch.relieve():
-                    with self._engine.lock:
+                    with suppress(*TRANSIENT), self._engine.lock:
                         self._engine.stop_listening(NEW)
             except Exception:
                 logger.exception("What waits behind a long function could not be given back")

@@ -373,7 +373,7 @@ class Process:
         signals = self._signals
         if self._functions is None or not isinstance(signals, SignalManager):
             return []
-        if replaced(signals, "wait"):  # by one that may know of no files
+        if replaced(signals, "wait"):  # what stands in for it may know of no files
             return []
         file = self._functions.listen()
         return [] if file is None else [file]

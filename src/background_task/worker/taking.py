@@ -108,7 +108,7 @@ class Names:
         self._alone = frozenset(
             name
             for name, proxy in seen
-            if any(must_not_run_twice(_own_policy(proxy).over(each)) for each in of_backends)
+            if any(must_not_run_twice(policy_of(proxy, None, name).over(p)) for p in of_backends)
         )
         self._seen = seen
 
@@ -118,11 +118,6 @@ def _policies_of_backends() -> Iterator[RunPolicy]:
     for alias in getattr(settings, "TASKS", None) or {}:
         with suppress(Exception):
             yield getattr(aliases.backend(alias), "policy", ONCE)
-
-
-def _own_policy(proxy: Any) -> RunPolicy:
-    own: RunPolicy | None = getattr(proxy, "policy", None)
-    return own or RunPolicy()
 
 
 def _is_for_the_loop(proxy: Any) -> bool:

@@ -31,6 +31,8 @@ class Threads:
         on_hunger: called when a thread begins to wait.
     """
 
+    hears = False  # they share a connection, so none of them waits for it
+
     def __init__(
         self,
         count: int,
@@ -48,9 +50,6 @@ class Threads:
         self._woken = 0
         self._is_stopping = False
         self._threads: list[threading.Thread] = []
-
-    # The threads share a connection, so none of them waits for it.
-    hears = False
 
     @property
     def is_hungry(self) -> bool:
