@@ -30,22 +30,26 @@ def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
 
 def break_other_connections() -> int:
     """Cut every connection to the test's database but this one; return how many there were."""
+    numbers = _other_connections()
+    end = "SELECT pg_terminate_backend(%s)" if connection.vendor == "postgresql" else "KILL %s"
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            return len(cursor.fetchall())
+        for number in numbers:
+            with contextlib.suppress(OperationalError):  # it has closed by itself meanwhile
+                cursor.execute(end, [number])
+    wait_until(lambda: numbers.isdisjoint(_other_connections()))
+    return len(numbers)
+
+
+def _other_connections() -> set[int]:
+    with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT id FROM information_schema.processlist "
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            if connection.vendor == "postgresql"
+            else "SELECT id FROM information_schema.processlist "
             "WHERE db = DATABASE() AND id <> CONNECTION_ID()"
         )
-        numbers = cursor.fetchall()
-        for (number,) in numbers:
-            with contextlib.suppress(OperationalError):  # it has closed by itself meanwhile
-                cursor.execute("KILL %s", [number])
-        return len(numbers)
+        return {number for (number,) in cursor.fetchall()}
 
 
 def open_transactions() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,10 @@ from support import Child, wait_until
 
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
+from background_task.records import Wanted
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import NEW
+from background_task.worker.lookout import Lookout
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -152,6 +155,59 @@ def test_a_connection_that_takes_tasks_hears_of_new_ones_until_its_next_statemen
         assert engine.fetch("SELECT pg_listening_channels()") == []
     finally:
         engine.close()
+
+
+def test_what_is_told_with_the_answer_to_a_statement_is_heard_too() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("only PostgreSQL tells over a connection")
+    engine = Engine("default")
+    watch = engine.vendor.watch(engine.connection, NEW)
+    try:
+        assert not watch.was_told
+        engine.vendor.notify(connection, NEW, "")
+        wait_until(lambda: engine.fetch("SELECT 1") and watch.was_told)
+        assert watch.has_news()
+        assert not watch.was_told
+        assert not watch.has_news()
+    finally:
+        engine.close()
+
+
+class Waiting:
+    """Who waits for a task of one name, or is busy."""
+
+    hears = False
+
+    def __init__(self, name: str, *, is_hungry: bool) -> None:
+        self._wanted = Wanted(frozenset([name]))
+        self.is_hungry = is_hungry
+        self.looks = 0
+        self.woken = threading.Event()
+
+    def wanted(self) -> Wanted:
+        self.looks += 1
+        return self._wanted
+
+    def wake(self) -> None:
+        self.woken.set()
+
+
+def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_waits() -> None:
+    other = Waiting("project.tasks.query_async", is_hungry=True)
+    busy = Waiting("project.tasks.note", is_hungry=False)
+    lookout = Lookout("default", name="", queues="*", drivers=[other, busy], sleep=120)
+    lookout.start()
+    try:
+        wait_until(lambda: other.looks >= 2)  # when it has begun it looks once more
+        Task.objects.new_task("project.tasks.note", ["unheard"]).save()  # which tells nobody
+        looks = other.looks
+        lookout.poke()
+        wait_until(lambda: other.looks > looks)
+        busy.is_hungry = True
+        lookout.expect_hunger()
+        assert busy.woken.wait(20)
+    finally:
+        lookout.stop()
 
 
 def test_nothing_piles_up_of_which_a_worker_is_told_while_a_function_runs(

@@ -609,6 +609,21 @@ def test_a_task_that_is_told_of_after_an_outage_is_taken_at_once(
         wait_until(noted(f"after {number}"), timeout=20)
 
 
+@pytest.mark.parametrize("name", ["note", "query_async"])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_task_that_follows_an_outage_does_not_get_a_connection_that_was_cut(
+    worker: Callable[..., Child], vendor: str, name: str, threads: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite has no connections to break")
+    worker("--threads", threads, TEST_PERSISTENT="1")
+    for number in range(6):
+        enqueue(name, str(number))
+        wait_until(lambda number=number: CompletedTask.objects.count() == number + 1)
+        break_other_connections()
+    assert set(CompletedTask.objects.values_list("attempts", flat=True)) == {1}
+
+
 def test_a_lock_on_the_whole_table_and_a_held_batch_do_not_wait_for_each_other(
     worker: Callable[..., Child], vendor: str
 ) -> None:

@@ -48,6 +48,8 @@ elif VENDOR == "mysql":
 else:
     raise ValueError(f"TEST_DATABASE is {VENDOR!r}; it must be sqlite, postgresql or mysql.")
 
+if "TEST_PERSISTENT" in os.environ:
+    DATABASE["CONN_MAX_AGE"] = None
 if "TEST_ZONE" in os.environ:
     DATABASE["TIME_ZONE"] = os.environ["TEST_ZONE"]
 

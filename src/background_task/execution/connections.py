@@ -167,18 +167,24 @@ def tidy() -> Collection[str]:
     return left
 
 
-def mend() -> None:
+def mend(*, after_an_outage: bool = False) -> None:
     """Close what is broken in this thread, in which other tasks may be about to query.
 
     Django would go on with a connection that its server has closed.
+
+    Args:
+        after_an_outage: whether any may be broken, and not only those that have told of an error.
     """
     for connection in connections.all(initialized_only=True):
         with suppress(Exception):
-            is_suspect = connection.errors_occurred and not connection.in_atomic_block
-            if is_suspect and not connection.is_usable():
-                connection.close()
-            elif is_suspect:
+            if connection.connection is None or connection.in_atomic_block:
+                continue
+            if not (connection.errors_occurred or after_an_outage):
+                continue
+            if connection.is_usable():
                 connection.errors_occurred = False
+            else:
+                connection.close()
 
 
 def is_in_transaction() -> bool:

@@ -271,6 +271,14 @@ class EventLoop:
                     self._start, lane.do(close_old), lane.context.copy()
                 )
 
+    def mend(self) -> None:
+        """After an outage: close what is broken, before what is launched from now on uses it."""
+        for lane in self._lanes:
+            if lane.was_used:
+                # Not lane.do(), which would come to the thread a step after what is launched.
+                what = sync_to_async(partial(mend, after_an_outage=True))
+                self._loop.call_soon_threadsafe(self._start, what(), lane.context.copy())
+
     def close(self) -> None:
         """End the loop and its threads; what does not end by itself is left behind."""
         self._is_closing = True

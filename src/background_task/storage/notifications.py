@@ -70,6 +70,7 @@ def _tell_new(using: str) -> None:
     try:
         vendor.notify_soon(connection, NEW)
     except Exception as error:  # the row is stored, and will be found
+        _told.pop(using, None)
         logger.debug("Cannot tell of new tasks: %s", error)
 
 

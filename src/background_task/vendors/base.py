@@ -48,6 +48,11 @@ class Watch(Protocol):
         """Whether news is of new rows, and not of just any change."""
         ...
 
+    @property
+    def was_told(self) -> bool:
+        """Whether there is news that came with the answer to a statement: no file tells of it."""
+        ...
+
     def fileno(self) -> int | None:
         """The file that can be read when there is news; None where nothing tells."""
         ...
@@ -260,6 +265,7 @@ class AlwaysNews:
 
     is_complete = False
     is_of_rows = False
+    was_told = False
 
     def fileno(self) -> None:
         """There is none."""

@@ -168,6 +168,7 @@ def _path_of_bell(connection: BaseDatabaseWrapper) -> Path:
 class _Bell:
     is_complete = False
     is_of_rows = True
+    was_told = False
 
     def __init__(self, path: Path) -> None:
         # Producers may be of another user. It is never read, and nothing is ever written to it.

@@ -267,6 +267,13 @@ class _Ear:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._driver = connection.connection
         self._translated = connection.wrap_database_errors
+        self._heard: list[str] = []
+        # Any statement may receive some, as it waits for its answer.
+        self._driver.add_notify_handler(lambda notice: self._heard.append(notice.payload))
+
+    @property
+    def was_told(self) -> bool:
+        return bool(self._heard)
 
     def fileno(self) -> int:
         number: int = self._driver.fileno()
@@ -279,8 +286,13 @@ class _Ear:
         pass  # it is the connection
 
     def heard(self) -> list[str]:
+        driver = self._driver.pgconn
         with self._translated:
-            return [notification.payload for notification in self._driver.notifies(timeout=0)]
+            driver.consume_input()
+            while (notice := driver.notifies()) is not None:
+                self._heard.append(notice.extra.decode())
+        heard, self._heard = self._heard, []
+        return heard
 
 
 def _is_psycopg3() -> bool:

@@ -156,6 +156,7 @@ class _DataVersion:
     """Counts what others have committed; on Linux a change of the files tells when to look."""
 
     is_of_rows = False
+    was_told = False
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         connection.ensure_connection()

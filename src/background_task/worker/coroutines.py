@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
@@ -88,6 +88,8 @@ class Coroutines:
         self._is_hungry = False
         self._next_look = 0.0
         self._most = MOST_ROWS
+        # The driver's connection at the last claim.
+        self._driver: Any = None
 
     @property
     def is_hungry(self) -> bool:
@@ -191,6 +193,10 @@ class Coroutines:
         self._budget.use(asked, len(claimed))
         if len(claimed) < free:
             self._next_look = time.monotonic() + LONGEST_PAUSE
+        driver = connections[self._tasks.queue_database()].connection
+        if claimed and driver is not self._driver:
+            self._driver = driver
+            loop.mend()  # what has ended ours has most likely ended the tasks' too
         if not claimed and not self._in_flight:
             close_old()
             loop.rest()

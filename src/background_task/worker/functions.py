@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from background_task import logs
-from background_task.execution.connections import Known
+from background_task.execution.connections import Known, mend
 from background_task.execution.runs import runs
 from background_task.records import Claim, Wanted
 from background_task.storage import claim
@@ -91,6 +91,8 @@ class Functions:
         self._is_busy = threading.Event()
         self._is_closed = False
         self._watchdog: threading.Thread | None = None
+        # The driver's connection at the last claim.
+        self._driver: Any = None
 
     def wanted(self) -> Wanted:
         """Return which rows are taken."""
@@ -115,6 +117,9 @@ class Functions:
             return False
         if batch.size == asked or self._is_cut:
             on_work()
+        if (driver := self._engine.connection.connection) is not self._driver:
+            self._driver = driver
+            mend(after_an_outage=True)  # what has ended ours has most likely ended the tasks' too
         begun = time.perf_counter()
         run = Runner(self._tasks, self._engine.using, self._by, batch, self._known)
         self._watch(batch)

@@ -91,20 +91,30 @@ class Lookout(Heart):
         self._watch: vendors.Watch = vendors.AlwaysNews()
         self._ear: int | None = None
         self._cost = self._rested_at = 0.0
-        # Whether there was news while nobody was hungry.
-        self._is_behind = False
+        # For whom there may be rows that were not looked for, since they were not hungry. It is not
+        # changed but replaced: the drivers read it in their own threads.
+        self._behind = frozenset(drivers)
 
     def expect_hunger(self) -> None:
         """Know that a driver is hungry now: look for what was not looked for, or begin to ask."""
-        if self._is_behind or not self._watch.is_complete:
+        if any(each.is_hungry for each in self._behind) or not self._watch.is_complete:
             self.poke()
+
+    def note_held(self, keys: Iterable[int]) -> bool:
+        """See :class:`Heart`; what is heard meanwhile is not lost."""
+        is_noted = super().note_held(keys)
+        if self._watch.was_told:
+            self.poke()
+        return is_noted
 
     def _hungry(self) -> list[Driver]:
         return [driver for driver in self._drivers if driver.is_hungry]
 
     def _connect(self) -> None:
         super()._connect()
-        self._next_look = 0.0  # nothing was heard meanwhile
+        # Nothing was heard meanwhile; and who has told of a row a moment ago may not do so again.
+        self._next_look = 0.0
+        self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
         self._watch = self._engine.vendor.watch(self._engine.connection, NEW)
         self._ear = self._watch.fileno()
         if self._ear is not None:
@@ -121,9 +131,10 @@ class Lookout(Heart):
     def _spend_time(self, now: float) -> None:
         hungry = self._hungry()
         if now >= self._next_look:
-            self._is_behind = False
+            drivers = hungry or self._drivers
+            self._behind = frozenset(self._drivers).difference(drivers)
             began = time.monotonic()  # a beat may have taken its time
-            self._look(hungry or self._drivers)
+            self._look(drivers)
             self._rest(began)
         if not hungry:
             # Nobody need be woken; but what becomes due may be more urgent than what waits.
@@ -169,11 +180,11 @@ class Lookout(Heart):
         until = min(self._next_beat, self._next_look)
         if hungry and not self._watch.is_complete:
             self._ask(hungry, until)
-        elif self._pause(until - time.monotonic()):
+        elif self._watch.was_told or self._pause(until - time.monotonic()):
             with self._using_engine:
                 is_news = self._watch.has_news()
             # In this order: a driver says that it is hungry before it asks whether we are behind.
-            self._is_behind = True
+            self._behind = frozenset(self._drivers)
             if not (hungry := self._hungry()):
                 return
             if is_news:
