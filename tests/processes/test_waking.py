@@ -17,11 +17,12 @@ from notes import noted
 from project.models import Note
 from support import Child, wait_until
 
+from background_task import vendors
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
 from background_task.records import Wanted
 from background_task.storage.engine import Engine
-from background_task.storage.notifications import NEW
+from background_task.storage.notifications import BETWEEN_NOTICES, NEW
 from background_task.worker.lookout import Lookout
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -89,6 +90,73 @@ def test_many_that_are_stored_one_after_the_other_are_all_taken(
     command("shell", "-v0", "-c", f"{STORE}[note(str(number)) for number in range(200)]").wait()
     wait_until(lambda: CompletedTask.objects.count() == 201)
     assert Worker.objects.count() == 3
+
+
+@pytest.mark.parametrize("name", ["note", "query_async"])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_repetition_is_taken_as_soon_as_it_is_due(
+    command: Callable[..., Child], idle: Callable[..., Child], name: str, threads: str
+) -> None:
+    idle("--threads", threads)
+    command("shell", "-v0", "-c", f"{STORE}{name}('again', repeat=1)").wait()
+    wait_until(lambda: Note.objects.filter(text="again").count() >= 4)
+
+
+@pytest.mark.parametrize("name", ["fail", "fail_async"])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_task_is_tried_again_as_soon_as_it_is_due(
+    command: Callable[..., Child], idle: Callable[..., Child], name: str, threads: str
+) -> None:
+    idle("--threads", threads)
+    command("shell", "-v0", "-c", f"from project.tasks import *; {name}('again')").wait()
+    wait_until(lambda: Note.objects.filter(text="again").count() >= 4)
+
+
+def test_what_waits_behind_a_long_function_is_taken_by_threads_that_have_nothing_to_do(
+    command: Callable[..., Child], idle: Callable[..., Child]
+) -> None:
+    idle("--threads", "4")
+    store = "[nothing() for _ in range(200)]"  # by which they learn that it is worth many at once
+    command("shell", "-v0", "-c", f"from project.tasks import *; {store}").wait()
+    wait_until(lambda: not Task.objects.exists())
+    store = "transaction.atomic()(lambda: [slow(str(number), 60) for number in range(4)])()"
+    command("shell", "-v0", "-c", f"from project.tasks import *; {store}").wait()
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 4)
+
+
+def test_tasks_that_have_lost_their_worker_are_taken_by_all_threads_that_have_nothing_to_do(
+    command: Callable[..., Child], idle: Callable[..., Child]
+) -> None:
+    idle("--threads", "6")
+    store = "from project.tasks import *; [nothing() for _ in range(200)]"
+    command("shell", "-v0", "-c", store).wait()
+    wait_until(lambda: not Task.objects.exists())
+    rows = [Task.objects.new_task("project.tasks.slow", [str(n), 60]) for n in range(6)]
+    for row in rows:
+        row.losses = 1
+    Task.objects.bulk_create(rows)
+    command("shell", "-v0", "-c", f"{STORE}note('told')").wait()
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 6)
+
+
+def test_async_tasks_that_must_not_run_twice_begin_one_after_the_other_without_a_pause(
+    command: Callable[..., Child], idle: Callable[..., Child]
+) -> None:
+    idle()
+    store = "transaction.atomic()(lambda: [stay_once_async(str(n)) for n in range(8)])()"
+    command("shell", "-v0", "-c", f"from project.tasks import *; {store}").wait()
+    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 8)
+
+
+def test_a_worker_that_is_to_run_so_many_tasks_takes_what_is_due_at_once(
+    worker: Callable[..., Child],
+) -> None:
+    for part in range(4):
+        rows = [Task.objects.new_task("project.tasks.note", [f"{part} {n}"]) for n in range(8)]
+        Task.objects.bulk_create(rows)
+        child = worker("--max-tasks", "100", "--sleep", "60")
+        wait_until(lambda: not Task.objects.exists())
+        child.end()
 
 
 def test_a_row_that_the_predecessors_code_has_stored_is_taken_too(
@@ -182,14 +250,73 @@ class Waiting:
         self._wanted = Wanted(frozenset([name]))
         self.is_hungry = is_hungry
         self.looks = 0
+        self.looked = 0.0
         self.woken = threading.Event()
 
     def wanted(self) -> Wanted:
         self.looks += 1
+        self.looked = time.monotonic()
         return self._wanted
 
     def wake(self) -> None:
         self.woken.set()
+
+
+class Becoming(Waiting):
+    """Who begins to wait in the moment in which somebody asks, and was not told yet that he does.
+
+    ``then`` is called in that moment, once it is set.
+    """
+
+    then: Callable[[], None] | None = None
+
+    @property
+    def is_hungry(self) -> bool:
+        was_hungry = self._is_hungry
+        if self.then is not None:
+            then, self.then, self._is_hungry = self.then, None, True
+            then()
+        return was_hungry
+
+    @is_hungry.setter
+    def is_hungry(self, value: bool) -> None:
+        self._is_hungry = value
+
+
+def test_who_begins_to_wait_while_others_are_about_to_be_looked_for_is_looked_for_too() -> None:
+    busy = Becoming("project.tasks.note", is_hungry=False)
+    other = Waiting("project.tasks.query_async", is_hungry=False)
+    lookout = Lookout("default", name="", queues="*", drivers=[busy, other], sleep=120)
+    lookout.start()
+
+    def become_hungry() -> None:
+        lookout.expect_hunger()
+        other.is_hungry = True
+        Task.objects.new_task("project.tasks.note", ["unheard"]).save()
+        connection.close()  # that of the lookout's thread
+
+    try:
+        wait_until(lambda: busy.looks >= 2)
+        busy.then = become_hungry
+        assert busy.woken.wait(20)
+    finally:
+        lookout.stop()
+
+
+def test_after_news_there_is_a_look_for_what_nobody_may_tell_of_whoever_waits() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("only PostgreSQL tells over a connection")
+    busy = Becoming("project.tasks.note", is_hungry=False)
+    lookout = Lookout("default", name="", queues="*", drivers=[busy], sleep=120)
+    lookout.start()
+    try:
+        wait_until(lambda: busy.looks >= 2)
+        busy.then = lookout.expect_hunger
+        vendors.of(connection).notify(connection, NEW, "")
+        told = time.monotonic()
+        wait_until(lambda: busy.looked > told + BETWEEN_NOTICES)
+    finally:
+        lookout.stop()
 
 
 def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_waits() -> None:

@@ -392,6 +392,18 @@ async def stay_once_async(text):
     await asyncio.sleep(60)
 
 
+@background(backoff=0.5)
+def fail(text):
+    Note.objects.create(text=text)
+    raise ValueError("on purpose")
+
+
+@background(backoff=0.5)
+async def fail_async(text):
+    await Note.objects.acreate(text=text)
+    raise ValueError("on purpose")
+
+
 @background
 async def keep_the_loop(seconds):
     await Note.objects.acreate(text="the loop is kept")

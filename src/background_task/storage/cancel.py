@@ -9,7 +9,7 @@ from django.db import connections
 from background_task import logs
 from background_task.models import Task
 from background_task.storage import oddities
-from background_task.storage.notifications import tell_finished
+from background_task.storage.notifications import tell_finished, tell_new
 from background_task.storage.transient import HURRIED, TRANSIENT, persevere, reason
 
 logger = logs.named("background_task.storage")
@@ -24,6 +24,7 @@ def cancel(task: Task) -> bool:
         rows = Task._base_manager.using(connection.alias)
         if is_done and not rows.filter(pk=task.pk).exists():
             tell_finished(connection, [task.result_id])
+            tell_new(connection.alias)  # of the next of its chain
         return is_done
 
     return persevere(connection, "cancel a task", verb, HURRIED)

@@ -28,7 +28,7 @@ class Engine:
 
     def __init__(self, using: str, connection: BaseDatabaseWrapper | None = None) -> None:
         self.using = using
-        self._is_own = connection is None
+        self.is_own = connection is None
         self.connection = apart(using) if connection is None else connection
         self.vendor = vendors.of(self.connection)
         # For those who share it: held for as long as one of them has a transaction open.
@@ -95,7 +95,7 @@ class Engine:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Keep what is written within this block, or, when it raises, none of it."""
-        if not self._is_own:
+        if not self.is_own:
             with transaction.atomic(using=self.using):
                 if not self.connection.savepoint_ids:
                     vendors.begin_write(self.using, "background_task")

@@ -17,7 +17,7 @@ from background_task.settings import app_settings
 from background_task.signals import announce, task_successful
 from background_task.states import State
 from background_task.storage import attempts
-from background_task.storage.notifications import tell_finished
+from background_task.storage.notifications import tell_finished, tell_new
 from background_task.storage.transient import outlast
 
 Result = TypeVar("Result")
@@ -51,7 +51,8 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
                 task_id=task.pk,
                 completed_task=completed,
             )
-            task.create_repetition()
+            if task.create_repetition() is not None:
+                tell_new(task.database)
             task.delete()
             tell_finished(connections[task.database], [completed.result_id])
             return completed
@@ -87,6 +88,7 @@ def fail(
             task.reschedule(type(error), error, traceback)
             if task.failed_at:
                 tell_finished(connections[task.database], [task.result_id])
+            tell_new(task.database)  # of when it is tried again, or of the next of its chain
             return True
 
     return _unless_undone(task, "record a failure", verb)
@@ -109,6 +111,7 @@ def cancel(task: Task, error: BaseException) -> CompletedTask | None:
             attempts.record(task, error, text)
             task.increment_attempts()
             task.end_cancelled(text)
+            tell_new(task.database)  # of the next of its chain
             tell_finished(connections[task.database], [task.result_id])
             done = CompletedTask._base_manager.using(task.database)
             return done.filter(result_id=task.result_id).first()
@@ -191,6 +194,7 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
             attempts.record(task, error, task._extract_error(type(error), error, None))
             if "failed_at" in values:
                 tell_finished(connections[task.database], [task.result_id])
+            tell_new(task.database)
             return True
 
     return outlast(connections[task.database], "put off a task", verb)

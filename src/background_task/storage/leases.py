@@ -12,6 +12,7 @@ from background_task.records import Claim, Mark
 from background_task.states import State
 from background_task.storage import attempts
 from background_task.storage.engine import Engine
+from background_task.storage.notifications import tell_freed
 from background_task.storage.transient import HURRIED, persevere
 
 # The condition that a row was to be cancelled while it ran: what follows {" in its options.
@@ -127,7 +128,9 @@ def hand_back(
             release(engine, [key for key in mine if key not in lost])
             return set(mine)
 
-    return persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
+    mine = persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
+    tell_freed(engine)
+    return mine
 
 
 def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:

@@ -23,7 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import logs, vendors
 from background_task.storage.batches import in_batches
-from background_task.storage.engine import apart
+from background_task.storage.engine import Engine, apart
 from background_task.utils import hold_off_signals
 
 logger = logs.named("background_task.storage")
@@ -58,10 +58,21 @@ def tell_new(using: str) -> None:
         vendor.notify(connection, NEW, "")
 
 
+def tell_freed(engine: Engine) -> None:
+    """Wake the workers that have nothing to do, once it is committed that rows wait again."""
+    if engine.is_own:
+        _tell(engine.using, engine.connection)
+    else:
+        tell_new(engine.using)
+
+
 def _tell_new(using: str) -> None:
+    _tell(using, connections[using])
+
+
+def _tell(using: str, connection: BaseDatabaseWrapper) -> None:
     for poke in _here.get(using, ()):
         poke()
-    connection = connections[using]
     vendor, now = vendors.of(connection), time.monotonic()
     vendor.ring(connection)
     if now < _told.get(using, 0) + BETWEEN_NOTICES or not vendor.can_notify:

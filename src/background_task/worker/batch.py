@@ -21,6 +21,7 @@ from background_task.storage import leases, workers
 from background_task.storage.acknowledge import Owned, acknowledge, acknowledge_freed, move
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
+from background_task.storage.notifications import tell_freed
 from background_task.storage.transient import reason
 from background_task.utils import SignalManager
 
@@ -176,6 +177,8 @@ class Batch:
                 if is_cut:  # they are not to be blamed if this worker dies
                     workers.note_held(self._engine, self._by.worker_id, ())
                 self._engine.commit()
+                if is_cut:
+                    tell_freed(self._engine)
             except Exception as error:
                 logger.warning("A batch of %d could not be recorded: %s", len(ended), reason(error))
                 self._engine.roll_back()

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from background_task import logs
 
 logger = logs.named("background_task.tasks")
+
+
+class Grant:
+    """What may be taken now, and what was.
+
+    Args:
+        most: how many tasks may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
 
 
 class Budget:
@@ -28,22 +41,25 @@ class Budget:
         self._reserved = 0
         self._run = 0
         self._lock = threading.Lock()
+        # Held by who asks for tasks: what he does not get is there for the next.
+        self._asking = threading.Lock()
 
-    def reserve(self, count: int) -> int:
-        """Return how many of ``count`` tasks may be taken now; :meth:`use` says how many were."""
-        with self._lock:
-            granted = count if self._left is None else min(count, self._left)
-            self._reserved += granted
-            if self._left is not None:
-                self._left -= granted
-            return granted
-
-    def use(self, granted: int, taken: int) -> None:
-        """Count ``taken`` tasks as run, of those that were reserved."""
-        with self._lock:
-            self._reserved -= granted
-            self._run += granted
-        self.give_back(granted - taken)
+    @contextmanager
+    def grant(self, count: int) -> Iterator[Grant]:
+        """Within this block, take tasks: at most ``count``, and no more than are left."""
+        with nullcontext() if self._left is None else self._asking:
+            with self._lock:
+                grant = Grant(count if self._left is None else min(count, self._left))
+                self._reserved += grant.most
+                if self._left is not None:
+                    self._left -= grant.most
+            try:
+                yield grant
+            finally:
+                with self._lock:
+                    self._reserved -= grant.most
+                    self._run += grant.most
+                self.give_back(grant.most - grant.taken)
 
     def give_back(self, count: int) -> None:
         """Count so many as not run after all."""

@@ -85,7 +85,7 @@ class Coroutines:
         self._idle = threading.Event()
         self._idle.set()
         self._is_stopping = False
-        self._is_hungry = False
+        self._is_hungry = self._is_cut = False
         self._next_look = 0.0
         self._most = MOST_ROWS
         # The driver's connection at the last claim.
@@ -188,10 +188,10 @@ class Coroutines:
         is_early = self._awaits_start() or time.monotonic() < self._next_look
         if free < 1 or self._stops() or is_early:
             return
-        asked = self._budget.reserve(free)
-        claimed = self._claim(asked)
-        self._budget.use(asked, len(claimed))
-        if len(claimed) < free:
+        with self._budget.grant(free) as grant:
+            claimed = self._claim(grant.most) if grant.most else []
+            grant.taken = len(claimed)
+        if len(claimed) < free and not self._is_cut:
             self._next_look = time.monotonic() + LONGEST_PAUSE
         driver = connections[self._tasks.queue_database()].connection
         if claimed and driver is not self._driver:
@@ -235,18 +235,23 @@ class Coroutines:
         engine = Engine.on(self._tasks.queue_database())
         names = self._names.coroutines()
         steps = self._queues.steps(names, self._backend)
+        self._is_cut = False
 
         def verb() -> list[Task]:
             claims: list[Claim] = []
 
             def fitting(found: Sequence[Claim]) -> int:
-                return taking.together(self._tasks, [*claims, *found]) - len(claims)
+                count = taking.together(self._tasks, [*claims, *found]) - len(claims)
+                self._is_cut |= count < len(found)
+                return count
 
             cut = fitting if self._names.have_to_be_cut(names) else None
             for wanted in steps:
                 # A single one is taken whether or not it fits; so it has to be the first.
                 if not claims or cut is None or most - len(claims) > 1:
                     claims += claim.mark(engine, wanted, most - len(claims), self._by, cut)
+                else:
+                    self._is_cut = True
             for wanted in steps:
                 claims += taking.rescued(engine, wanted, most - len(claims), self._by)
             rows = taking.read(engine.using, claims, self._by)

@@ -84,7 +84,7 @@ class Functions:
         self._by = taking.mark_of(tasks)
         self._known = Known()
         self._size = 1
-        self._is_cut = False
+        self._is_cut = self._is_rescued = False
         self._turn = 0
         self._may_hold = False
         self._batch: Batch | None = None
@@ -108,14 +108,15 @@ class Functions:
         Raises:
             ForcedStop: a second request to stop has ended a function early.
         """
-        self._is_cut = False
-        asked = self._budget.reserve(1 if only_one else self._size)
-        batch = self._take(asked) if asked else None
-        self._budget.use(asked, 0 if batch is None else batch.size)
+        self._is_cut = self._is_rescued = False
+        with self._budget.grant(1 if only_one else self._size) as grant:
+            batch = self._take(grant.most) if grant.most else None
+            grant.taken = 0 if batch is None else batch.size
         if batch is None:
             self._forget_held()
             return False
-        if batch.size == asked or self._is_cut:
+        is_full = batch.size == grant.most
+        if is_full or self._is_cut or self._is_rescued:
             on_work()
         if (driver := self._engine.connection.connection) is not self._driver:
             self._driver = driver
@@ -132,7 +133,7 @@ class Functions:
             runs.drop(batch.kept)
             self._budget.give_back(batch.size - batch.begun)
         self._adapt(batch, time.perf_counter() - begun)
-        self._may_hold = batch.size == asked and run.all_were_quick
+        self._may_hold = is_full and run.all_were_quick
         return True
 
     def listen(self) -> int | None:
@@ -204,6 +205,7 @@ class Functions:
         def verb() -> Batch | None:
             for wanted in steps:
                 if claims := taking.rescued(self._engine, wanted, 1, self._by):
+                    self._is_rescued = True
                     return self._batched(claims)
             return None
 

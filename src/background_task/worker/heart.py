@@ -19,6 +19,7 @@ from background_task.identity import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
+from background_task.storage.notifications import tell_freed
 from background_task.storage.transient import BETWEEN_COMPLAINTS, TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
@@ -237,6 +238,8 @@ class Heart:
                     suspect.worker_id,
                     count,
                 )
+        if freed:
+            tell_freed(self._engine)
         return bool(freed)
 
     def _pause(self, timeout: float) -> bool:

@@ -133,6 +133,8 @@ class Lookout(Heart):
         if now >= self._next_look:
             drivers = hungry or self._drivers
             self._behind = frozenset(self._drivers).difference(drivers)
+            if any(each.is_hungry for each in self._behind):  # only since a moment ago
+                self.poke()
             began = time.monotonic()  # a beat may have taken its time
             self._look(drivers)
             self._rest(began)
@@ -185,6 +187,8 @@ class Lookout(Heart):
                 is_news = self._watch.has_news()
             # In this order: a driver says that it is hungry before it asks whether we are behind.
             self._behind = frozenset(self._drivers)
+            # Whoever has told of a row may store another, of which he does not tell.
+            self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
             if not (hungry := self._hungry()):
                 return
             if is_news:

@@ -345,10 +345,9 @@ class Process:
             self._next_claim = 0.0
             return self._functions.run_some(only_one=self._signals.time_to_wait is not TTW_FAST)
         for queue in self._options.queues.order or (EVERY,):
-            if self._budget.reserve(1):
-                is_run = self._tasks.run_next_task(None if queue == EVERY else queue)
-                self._budget.use(1, int(is_run))
-                if is_run:
+            with self._budget.grant(1) as grant:
+                if grant.most and self._tasks.run_next_task(None if queue == EVERY else queue):
+                    grant.taken = 1
                     return True
         return False
 
