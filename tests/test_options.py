@@ -14,6 +14,7 @@ from project import jobs
 from background_task import background
 from background_task.management.commands.process_tasks import Command
 from background_task.models import CompletedTask, Task
+from background_task.settings import app_settings
 from background_task.worker.options import Options
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,7 +87,9 @@ def test_as_many_processes_as_cores_may_be_asked_for() -> None:
     assert Options.of({"processes": 0}).processes == os.cpu_count()
 
 
-REFUSED = [
+W004 = "background_task.W004"
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sleep": -1}, "--sleep is -1; it must be a number, 0 to 1,000,000,000"),
     ({"sleep": "5"}, "--sleep must be a number, not str ('5')"),
     ({"sleep": float("nan")}, "--sleep is nan"),
@@ -102,19 +105,22 @@ REFUSED = [
     ({"max_memory": 0}, "--max-memory is 0"),
     ({"shutdown_timeout": -1}, "--shutdown-timeout is -1"),
     ({"queue": 5}, "--queue must name queues, not 5"),
-    ({"queue": "x" * 191}, "--queue has a name that no queue can have"),
+    ({"queue": "x" * 191}, "--queue: a name has 191 characters, at most 190"),
     ({"queue": "a,b", "exclude_queue": "b"}, "--queue and --exclude-queue both name 'b'"),
     ({"queue": "a", "exclude_queue": "b"}, "nothing for --exclude-queue to leave out"),
     ({"exclude_queue": "*"}, "--exclude-queue is '*', so nothing would be taken"),
     ({"burst": "no"}, "--burst must be True or False, not str ('no')"),
-    ({"worker_name": ""}, "--worker-name is ''"),
+    ({"worker_name": ""}, "--worker-name is empty: name something, or leave it out."),
+    ({"worker_name": "a\0b"}, "--worker-name contains a character that no database stores"),
+    ({"queue": ["a", "\udcff"]}, "--queue: a name contains a character that no database stores"),
+    ({"processes": 10**5000}, "--processes is out of all bounds"),
     ({"database": "defautl"}, "--database is 'defautl'; the databases are default"),
     ({"backend": "retryin"}, "--backend is 'retryin'; TASKS has default, retrying"),
     ({"backend": "immediate"}, "whose tasks another package runs"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(each) for each, _ in REFUSED])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_what_cannot_be_meant_is_refused_by_name(
     options: dict[str, Any], message: str, ran: list[str]
 ) -> None:
@@ -141,9 +147,42 @@ def test_what_contradicts_the_setting_is_told_so(settings: Any) -> None:
         (["THREADS"], "BACKGROUND_TASK_WORKER must be a dict, not list"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_found_by_the_checks(
+def test_a_worker_that_cannot_be_meant_is_found_by_the_checks(
     settings: Any, setting: Any, message: str
 ) -> None:
     settings.BACKGROUND_TASK_WORKER = setting
     (found,) = [each for each in run_checks() if each.id == "background_task.E008"]
     assert message in found.msg
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MAX_ATTEMPTS", float("inf"), "MAX_ATTEMPTS is not a number of at least 1"),
+        ("MAX_RUN_TIME", "1h", "MAX_RUN_TIME is not a number of at least 1"),
+        ("BACKGROUND_TASK_MAX_LOSSES", -1, "MAX_LOSSES is not a number of at least 0"),
+        ("BACKGROUND_TASK_EAGER", "False", "is the text 'False', which counts as True"),
+        ("BACKGROUND_TASK_PRIORITY_ORDERING", "asc", "is 'asc', which counts as \"DESC\""),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_found_by_the_checks(
+    settings: Any, name: str, value: Any, message: str
+) -> None:
+    setattr(settings, name, value)
+    found = [each.msg for each in run_checks() if each.id in ("background_task.E004", W004)]
+    assert any(message in each for each in found), found
+
+
+def test_a_setting_that_is_no_number_is_named_where_it_is_used(settings: Any) -> None:
+    settings.MAX_RUN_TIME = "1h"
+    message = "The setting BACKGROUND_TASK_MAX_RUN_TIME or MAX_RUN_TIME must be a number, not str"
+    with pytest.raises(ValueError, match=message):
+        _ = app_settings.MAX_RUN_TIME
+
+
+def test_the_size_of_the_pool_has_the_bounds_of_threads(settings: Any) -> None:
+    settings.BACKGROUND_TASK_RUN_ASYNC = True
+    settings.BACKGROUND_TASK_ASYNC_THREADS = 1001
+    message = "The setting BACKGROUND_TASK_ASYNC_THREADS is 1001; it must be a whole number, 1 to"
+    with pytest.raises(ValueError, match=message):
+        Options.of({})

@@ -395,7 +395,14 @@ def test_b15_an_app_named_by_its_config_is_discovered(
 
 
 @pytest.mark.parametrize(
-    "code", ["import there_is_no_such_module", "1 / 0", "def broken(:", "raise RuntimeError('x')"]
+    "code",
+    [
+        "import there_is_no_such_module",
+        "1 / 0",
+        "def broken(:",
+        "raise RuntimeError('x')",
+        "raise SystemExit(3)",
+    ],
 )
 def test_b15_a_broken_tasks_module_is_an_error_that_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, code: str
@@ -441,6 +448,30 @@ def test_b16_rows_of_unknown_names_are_reported_once_and_left_alone(
     assert "of.nobody" in warnings[0].getMessage()
     assert not tasks.run_next_task()
     assert Task.objects.get().locked_by is None
+
+
+def test_b16_a_row_that_names_a_script_ends_nobody_who_imports_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Task.objects.new_task("project.script.function").save()
+    Task.objects.new_task("of.nobody").save()
+    Duties(tasks).report_unknown_names()
+    assert "project.script cannot be imported: its tasks wait until it is mended." in caplog.text
+    assert "of.nobody" in caplog.text
+
+
+def test_b16_a_name_that_is_no_text_is_reported_like_any_other(
+    caplog: pytest.LogCaptureFixture, vendor: str
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("only SQLite stores bytes in a column of text")
+    Task.objects.new_task("of.nobody").save()
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE background_task SET task_name = x'ff'")
+    duties = Duties(tasks)
+    duties.report_unknown_names()
+    assert "1 due row(s) are named b'\\xff'" in caplog.text
+    assert b"\xff" in duties.known()
 
 
 def test_b16_there_is_an_end_of_unknown_names(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,13 @@ OTHER_DISTRIBUTIONS = (
     "django4-background-tasks",
     "django-background-task",
 )
+FLAGS = (
+    "BACKGROUND_TASK_EAGER",
+    "BACKGROUND_TASK_EMBEDDED",
+    "BACKGROUND_TASK_RUN_ASYNC",
+    "BACKGROUND_TASK_STRICT_DATETIMES",
+    "BACKGROUND_TASK_STRICT_DISCOVERY",
+)
 OWN_MIGRATIONS = {
     "0001_initial",
     "0002_auto_20170927_1109",
@@ -132,6 +139,32 @@ def sensible_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
                     id="background_task.E004",
                 )
             )
+    return messages
+
+
+@register()
+def plain_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W004: a setting is text that counts as something else than it says."""
+    found = {name: getattr(settings, name, None) for name in FLAGS}
+    messages: list[CheckMessage] = [
+        Warning(
+            f"The setting {name} is the text {value!r:.80}, which counts as {bool(value)}.",
+            hint="Set it to True or False.",
+            id="background_task.W004",
+        )
+        for name, value in found.items()
+        if isinstance(value, str)
+    ]
+    order = getattr(settings, "BACKGROUND_TASK_PRIORITY_ORDERING", "DESC")
+    if order not in ("ASC", "DESC"):
+        messages.append(
+            Warning(
+                f"The setting BACKGROUND_TASK_PRIORITY_ORDERING is {order!r:.80}, which counts as "
+                '"DESC".',
+                hint='Set it to "ASC" or "DESC".',
+                id="background_task.W004",
+            )
+        )
     return messages
 
 

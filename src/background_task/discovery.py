@@ -43,14 +43,14 @@ def broken_modules() -> list[tuple[AppConfig, TaskModuleError]]:
         try:
             if module_has_submodule(config.module, "tasks"):
                 import_module(name)
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             error = TaskModuleError(_describe(name, config, cause))
             error.__cause__ = cause
             broken.append((config, error))
     return broken
 
 
-def _describe(name: str, config: AppConfig, cause: Exception) -> str:
+def _describe(name: str, config: AppConfig, cause: BaseException) -> str:
     own_file = str(Path(config.path) / "tasks.py")
     if isinstance(cause, SyntaxError) and cause.filename:
         place = f"{cause.filename}, line {cause.lineno}"

@@ -8,9 +8,14 @@ Settings are read at each access, so ``override_settings`` works. The predecesso
 from __future__ import annotations
 
 import multiprocessing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from django.conf import settings
+
+from background_task.exceptions import ArgumentValueError
+
+Number = TypeVar("Number", int, float)
 
 try:
     cpu_count: int = multiprocessing.cpu_count()
@@ -28,13 +33,24 @@ def _first(default: Any, *names: str) -> Any:
     return default
 
 
+def _number(kind: Callable[[Any], Number], default: Any, *names: str) -> Number:
+    value = _first(default, *names)
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentValueError(
+            f"The setting {' or '.join(names)} must be a number, not {type(value).__name__} "
+            f"({value!r:.80})."
+        ) from None
+
+
 class AppSettings:
     """The settings of the project, with the defaults filled in."""
 
     @property
     def MAX_ATTEMPTS(self) -> int:
         """int, 25: how many times a task is tried before it has failed for good."""
-        return int(_first(25, "BACKGROUND_TASK_MAX_ATTEMPTS", "MAX_ATTEMPTS"))
+        return _number(int, 25, "BACKGROUND_TASK_MAX_ATTEMPTS", "MAX_ATTEMPTS")
 
     @property
     def BACKGROUND_TASK_MAX_ATTEMPTS(self) -> int:
@@ -44,7 +60,7 @@ class AppSettings:
     @property
     def MAX_RUN_TIME(self) -> float:
         """seconds, 3600: the age at which a lock that was not renewed may be taken over."""
-        return float(_first(3600, "BACKGROUND_TASK_MAX_RUN_TIME", "MAX_RUN_TIME"))
+        return _number(float, 3600, "BACKGROUND_TASK_MAX_RUN_TIME", "MAX_RUN_TIME")
 
     @property
     def BACKGROUND_TASK_MAX_RUN_TIME(self) -> float:
@@ -54,7 +70,7 @@ class AppSettings:
     @property
     def BACKGROUND_TASK_MAX_LOSSES(self) -> int:
         """int, 3: how many times a task runs again after its worker was lost."""
-        return int(_first(3, "BACKGROUND_TASK_MAX_LOSSES"))
+        return _number(int, 3, "BACKGROUND_TASK_MAX_LOSSES")
 
     @property
     def BACKGROUND_TASK_RUN_ASYNC(self) -> bool:
@@ -64,7 +80,7 @@ class AppSettings:
     @property
     def BACKGROUND_TASK_ASYNC_THREADS(self) -> int:
         """int, the number of cores: the size of that pool, fixed when the worker is imported."""
-        return int(_first(cpu_count, "BACKGROUND_TASK_ASYNC_THREADS"))
+        return _number(int, cpu_count, "BACKGROUND_TASK_ASYNC_THREADS")
 
     @property
     def BACKGROUND_TASK_WORKER(self) -> dict[str, Any]:
@@ -95,7 +111,7 @@ class AppSettings:
     @property
     def BACKOFF_MULTIPLIER(self) -> float:
         """number, 4: the exponent of the retry ladder, ``attempts ** 4 + 5`` seconds."""
-        return float(_first(4, "BACKGROUND_TASK_BACKOFF_MULTIPLIER", "BACKOFF_MULTIPLIER"))
+        return _number(float, 4, "BACKGROUND_TASK_BACKOFF_MULTIPLIER", "BACKOFF_MULTIPLIER")
 
     @property
     def BACKGROUND_TASK_EAGER(self) -> bool:

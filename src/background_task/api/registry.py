@@ -112,7 +112,7 @@ def _imported(name: str) -> ModuleType | None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             _report(name)
-    except Exception:
+    except (Exception, SystemExit):  # a script, perhaps; it is not to end who looks for a task
         _report(name)
     return None
 

@@ -144,7 +144,7 @@ def check_seconds(argument: str, value: Any) -> float:
         )
     if not 0 <= value < math.inf:
         raise ArgumentValueError(
-            f"{argument} is {value}; it must be a number of seconds, 0 or more."
+            f"{argument} is {value!r:.80}; it must be a finite number of seconds, not negative."
         )
     return value
 

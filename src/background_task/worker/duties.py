@@ -128,8 +128,9 @@ class Duties:
         due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
         unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
         for name, count in unknown:
-            # Django's tasks may be declared in any module; this imports it.
-            if registry.resolve(name) is not None:
+            # Django's tasks may be declared in any module; this imports it. SQLite stores in a
+            # column of text whatever it is given.
+            if isinstance(name, str) and registry.resolve(name) is not None:
                 self._tasks.adopt_declared()
             elif name not in self._reported and len(self._reported) < MOST_NAMES:
                 self._reported.add(name)

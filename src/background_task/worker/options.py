@@ -16,6 +16,7 @@ from django.conf import settings
 from background_task import logs
 from background_task.api import aliases
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
+from background_task.policies import arguments
 from background_task.policies.arguments import LONGEST_NAME, did_you_mean
 from background_task.records import Wanted
 from background_task.settings import app_settings
@@ -105,10 +106,10 @@ class Options:
 
     @classmethod
     def _told(cls, told: Mapping[str, Any]) -> Options:
-        known: dict[str, Any] = {"threads": _threads_by_default()}
+        known: dict[str, Any] = {} if "threads" in told else {"threads": _threads_by_default()}
         for name in NUMBERS:
             if name in told:
-                known[name] = _number(name, told[name], *NUMBERS[name])
+                known[name] = _checked(_option(name), told[name], *NUMBERS[name])
         if known.get("processes") == 0:
             known["processes"] = os.cpu_count() or 1
         known["queues"] = Queues(
@@ -176,6 +177,7 @@ class Options:
 
 # More than anybody means, and still so few seconds that a thread can wait for them.
 LARGEST = 1_000_000_000
+LARGEST_SHOWN = 10**100
 # Each with the least and the most it may be, and whether it is a whole number. The system would
 # refuse a process or a thread only when there was none left for anybody else either.
 NUMBERS: dict[str, tuple[float, float, bool]] = {
@@ -221,14 +223,16 @@ def _setting() -> dict[str, Any]:
             near = f" The keys are in upper case: {upper}." if upper in known else ""
             raise ArgumentValueError(
                 f"The setting {SETTING} has the unknown key {name!r}."
-                f"{near or did_you_mean(upper, known)}"
+                f"{near or did_you_mean(upper, known)} The keys are {', '.join(known)}."
             )
     return {name.lower(): value for name, value in told.items() if value is not None}
 
 
 def _threads_by_default() -> int:
-    is_async = app_settings.BACKGROUND_TASK_RUN_ASYNC
-    return app_settings.BACKGROUND_TASK_ASYNC_THREADS if is_async else 1
+    if not app_settings.BACKGROUND_TASK_RUN_ASYNC:
+        return 1
+    count = app_settings.BACKGROUND_TASK_ASYNC_THREADS
+    return int(_checked("The setting BACKGROUND_TASK_ASYNC_THREADS", count, *NUMBERS["threads"]))
 
 
 def _is_said(value: Any) -> bool:
@@ -239,15 +243,17 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _number(name: str, value: Any, least: float, most: float, is_whole: bool) -> Any:
+def _checked(what: str, value: Any, least: float, most: float, is_whole: bool) -> Any:
     kind = "a whole number" if is_whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ArgumentTypeError(
-            f"{_option(name)} must be {kind}, not {type(value).__name__} ({value!r:.80})."
+            f"{what} must be {kind}, not {type(value).__name__} ({value!r:.80})."
         )
     if not least <= value <= most or (is_whole and value != int(value)):
         bounds = f"{most:,} or less" if least == -math.inf else f"{least:,} to {most:,}"
-        raise ArgumentValueError(f"{_option(name)} is {value}; it must be {kind}, {bounds}.")
+        # Python does not write out an integer of thousands of digits.
+        shown = "out of all bounds" if abs(value) > LARGEST_SHOWN else value
+        raise ArgumentValueError(f"{what} is {shown}; it must be {kind}, {bounds}.")
     return int(value) if is_whole else float(value)
 
 
@@ -262,16 +268,11 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     if not any(names):  # as with the predecessor; but it may be a variable that nobody has set
         logger.warning("%s names no queue, so it says nothing", _option(name))
     for each in names:
-        if len(each) > LONGEST_NAME:
-            raise ArgumentValueError(
-                f"{_option(name)} has a name that no queue can have: {each!r:.80}."
-            )
+        arguments.text(f"{_option(name)}: a name", each, LONGEST_NAME)
     return tuple(dict.fromkeys(filter(None, names)))
 
 
 def _text(name: str, value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= LONGEST_NAME):
-        raise ArgumentValueError(
-            f"{_option(name)} is {value!r:.80}; it must be text of 1 to {LONGEST_NAME} characters."
-        )
-    return value
+    if value == "":
+        raise ArgumentValueError(f"{_option(name)} is empty: name something, or leave it out.")
+    return arguments.text(_option(name), value, LONGEST_NAME)
