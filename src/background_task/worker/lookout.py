@@ -28,7 +28,7 @@ BETWEEN_LOOKS = 0.25
 ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
 # A file changes a moment before what was written to it can be read: SQLite says last, by shared
 # memory, that it is valid, and may wait for the disk before.
-MOMENTS = (0.0005, 0.003, 0.02, 0.1)
+MOMENTS = (0.0005, 0.003, 0.007, 0.012, 0.02, 0.1)
 # Where nothing tells of new rows, the questions may take so much of a core; and looks and questions
 # alike so much of the time, while somebody is busy who needs it.
 LARGEST_SHARE = 0.005
