@@ -129,7 +129,8 @@ def hand_back(
             return set(mine)
 
     mine = persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
-    tell_freed(engine)
+    if mine:
+        tell_freed(engine)
     return mine
 
 

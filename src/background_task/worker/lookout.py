@@ -187,9 +187,10 @@ class Lookout(Heart):
                 is_news = self._watch.has_news()
             # In this order: a driver says that it is hungry before it asks whether we are behind.
             self._behind = frozenset(self._drivers)
-            # Whoever has told of a row may store another, of which he does not tell.
-            self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
             if not (hungry := self._hungry()):
+                if self._watch.is_of_rows:
+                    # Whoever has told of a row may store another, of which he does not tell.
+                    self._echoes = self._later([BETWEEN_NOTICES])
                 return
             if is_news:
                 self._heed_news(hungry)
@@ -206,9 +207,12 @@ class Lookout(Heart):
             self._next_look = min(self._next_look, self._rested_at)
 
     def _look_again(self, pauses: Sequence[float]) -> None:
-        now = time.monotonic()
-        self._echoes = deque(max(now + pause, self._rested_at) for pause in pauses)
+        self._echoes = self._later(pauses)
         self._next_look = min(self._next_look, self._echoes[0])
+
+    def _later(self, pauses: Sequence[float]) -> deque[float]:
+        now = time.monotonic()
+        return deque(max(now + pause, self._rested_at) for pause in pauses)
 
     def _ask(self, hungry: Collection[Driver], until: float) -> None:
         """Ask for news, again and again, until there is some or the time has come."""

@@ -17,7 +17,6 @@ from background_task import logs
 from background_task.api import aliases
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.policies import arguments
-from background_task.policies.arguments import LONGEST_NAME, did_you_mean
 from background_task.records import Wanted
 from background_task.settings import app_settings
 
@@ -106,7 +105,7 @@ class Options:
 
     @classmethod
     def _told(cls, told: Mapping[str, Any]) -> Options:
-        known: dict[str, Any] = {} if "threads" in told else {"threads": _threads_by_default()}
+        known: dict[str, Any] = {"threads": _threads_by_default()}
         for name in NUMBERS:
             if name in told:
                 known[name] = _checked(_option(name), told[name], *NUMBERS[name])
@@ -148,7 +147,7 @@ class Options:
             raise ArgumentValueError(
                 f"{_option('database')} is {self.database!r}; the databases are "
                 f"{', '.join(settings.DATABASES)}."
-                f"{did_you_mean(self.database, settings.DATABASES)}"
+                f"{arguments.did_you_mean(self.database, settings.DATABASES)}"
             )
 
     def _with_database(self) -> Options:
@@ -159,7 +158,7 @@ class Options:
         if not aliases.exists(self.backend):
             raise ArgumentValueError(
                 f"{_option('backend')} is {self.backend!r}; TASKS has {', '.join(known) or 'none'}."
-                f"{did_you_mean(self.backend, known)}"
+                f"{arguments.did_you_mean(self.backend, known)}"
             )
         backend = aliases.backend(self.backend)
         if not getattr(backend, "is_of_background_task", False):
@@ -177,6 +176,7 @@ class Options:
 
 # More than anybody means, and still so few seconds that a thread can wait for them.
 LARGEST = 1_000_000_000
+# Python does not write out an integer of thousands of digits.
 LARGEST_SHOWN = 10**100
 # Each with the least and the most it may be, and whether it is a whole number. The system would
 # refuse a process or a thread only when there was none left for anybody else either.
@@ -223,7 +223,7 @@ def _setting() -> dict[str, Any]:
             near = f" The keys are in upper case: {upper}." if upper in known else ""
             raise ArgumentValueError(
                 f"The setting {SETTING} has the unknown key {name!r}."
-                f"{near or did_you_mean(upper, known)} The keys are {', '.join(known)}."
+                f"{near or arguments.did_you_mean(upper, known)} The keys are {', '.join(known)}."
             )
     return {name.lower(): value for name, value in told.items() if value is not None}
 
@@ -251,7 +251,6 @@ def _checked(what: str, value: Any, least: float, most: float, is_whole: bool) -
         )
     if not least <= value <= most or (is_whole and value != int(value)):
         bounds = f"{most:,} or less" if least == -math.inf else f"{least:,} to {most:,}"
-        # Python does not write out an integer of thousands of digits.
         shown = "out of all bounds" if abs(value) > LARGEST_SHOWN else value
         raise ArgumentValueError(f"{what} is {shown}; it must be {kind}, {bounds}.")
     return int(value) if is_whole else float(value)
@@ -268,11 +267,11 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     if not any(names):  # as with the predecessor; but it may be a variable that nobody has set
         logger.warning("%s names no queue, so it says nothing", _option(name))
     for each in names:
-        arguments.text(f"{_option(name)}: a name", each, LONGEST_NAME)
+        arguments.text(f"{_option(name)}: a name", each, arguments.LONGEST_NAME)
     return tuple(dict.fromkeys(filter(None, names)))
 
 
 def _text(name: str, value: Any) -> str | None:
     if value == "":
         raise ArgumentValueError(f"{_option(name)} is empty: name something, or leave it out.")
-    return arguments.text(_option(name), value, LONGEST_NAME)
+    return arguments.text(_option(name), value, arguments.LONGEST_NAME)
