@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import threading
 import time
@@ -21,9 +22,10 @@ from background_task import vendors
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
 from background_task.records import Wanted
+from background_task.storage import workers
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import BETWEEN_NOTICES, NEW
-from background_task.worker.lookout import Lookout
+from background_task.worker.lookout import MOMENTS, Lookout
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -315,6 +317,25 @@ def test_after_news_there_is_a_look_for_what_nobody_may_tell_of_whoever_waits() 
         vendors.of(connection).notify(connection, NEW, "")
         told = time.monotonic()
         wait_until(lambda: busy.looked > told + BETWEEN_NOTICES)
+    finally:
+        lookout.stop()
+
+
+def test_what_sqlite_tells_of_before_it_can_be_read_is_found_by_who_begins_to_wait_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("the others tell of what can be read")
+    monkeypatch.setattr(workers, "BETWEEN_BEATS", 60)  # a beat changes the file, too
+    busy = Becoming("project.tasks.note", is_hungry=False)
+    lookout = Lookout("default", name="", queues="*", drivers=[busy], sleep=120)
+    lookout.start()
+    try:
+        wait_until(lambda: busy.looks >= 2)
+        busy.then = lookout.expect_hunger
+        told = time.monotonic()
+        os.utime(connection.settings_dict["NAME"])
+        wait_until(lambda: busy.looked > told + MOMENTS[-1] / 2)
     finally:
         lookout.stop()
 

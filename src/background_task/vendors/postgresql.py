@@ -290,7 +290,7 @@ class _Ear:
         with self._translated:
             driver.consume_input()
             while (notice := driver.notifies()) is not None:
-                self._heard.append(notice.extra.decode())
+                self._heard.append(notice.extra.decode(errors="replace"))
         heard, self._heard = self._heard, []
         return heard
 

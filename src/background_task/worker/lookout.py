@@ -138,6 +138,7 @@ class Lookout(Heart):
             began = time.monotonic()  # a beat may have taken its time
             self._look(drivers)
             self._rest(began)
+            self._next_look = max(self._next_look, self._rested_at)
         if not hungry:
             # Nobody need be woken; but what becomes due may be more urgent than what waits.
             self._next_look = min(self._next_look, max(now + BETWEEN_LOOKS, self._rested_at))
@@ -242,6 +243,8 @@ class Lookout(Heart):
         return max(self._engine.vendor.between_questions, self._cost / LARGEST_SHARE, rest)
 
     def _is_poked(self) -> None:
+        if self._watch.is_complete and not self._watch.is_of_rows:
+            self._look_again(MOMENTS)  # who is hungry only now was told of nothing since
         self._next_look = min(self._next_look, self._rested_at)
 
     def _beat(self) -> None:
