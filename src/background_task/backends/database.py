@@ -70,7 +70,7 @@ class DatabaseBackend(BaseTaskBackend):
         super().__init__(alias, params if is_list else {**params, "QUEUES": []})
         self._params = params
         self._options = Options(alias, params.get("OPTIONS", {}))
-        self._doors: dict[tuple[int, bool], _Door] = {}
+        self._doors: dict[int, _Door] = {}
 
     @property
     def policy(self) -> Any:
@@ -158,12 +158,12 @@ class DatabaseBackend(BaseTaskBackend):
     def _store(self, calls: Sequence[Call]) -> list[Any]:
         database = self.database
         _ = self._options.policy  # wrong options are refused before anything is stored
-        moment, ascending = timezone.now(), app_settings.is_ascending()
+        moment = timezone.now()
         kinds: dict[_Door, Kind] = {}
         waits: list[bool] = []
         now, later = _Batch(), _Batch()
         for task, args, kwargs in calls:
-            door = self._door(task, ascending)
+            door = self._door(task)
             kind = kinds.get(door) or kinds.setdefault(door, door.kind(moment))
             (later if door.on_commit else now).calls.append((door, kind, args, kwargs))
             waits.append(door.on_commit)
@@ -179,13 +179,13 @@ class DatabaseBackend(BaseTaskBackend):
         both = iter(now.results), iter(later.results)
         return [next(both[is_later]) for is_later in waits]
 
-    def _door(self, task: Any, ascending: bool) -> _Door:
-        key = id(task), ascending
-        if (door := self._doors.get(key)) is None:
+    def _door(self, task: Any) -> _Door:
+        door = self._doors.get(id(task))
+        if door is None or not door.is_current():
             if len(self._doors) >= MOST_DOORS:
                 self._doors.clear()
             # It keeps the task, so that no other gets its id.
-            door = self._doors[key] = _Door(self, task, ascending)
+            door = self._doors[id(task)] = _Door(self, task)
         return door
 
     def _store_later(self, database: str, batch: _Batch) -> None:
@@ -328,13 +328,12 @@ class _Door:
     Args:
         backend: that of this enqueue.
         task: the task.
-        ascending: whether the lowest priority comes first.
 
     Raises:
         InvalidTask: the task is not for this backend.
     """
 
-    def __init__(self, backend: DatabaseBackend, task: Any, ascending: bool) -> None:
+    def __init__(self, backend: DatabaseBackend, task: Any) -> None:
         from background_task.api import results
 
         backend.validate_task(task)
@@ -347,7 +346,10 @@ class _Door:
         wanted = getattr(task, "on_commit", None)
         self.on_commit = backend.commits_first if wanted is None else wanted
         self._name = arguments.task_name(registry.name_of(task))
-        self._priority = arguments.priority(mirrored(int(task.priority), ascending=ascending))
+        self._ascending = app_settings.is_ascending()
+        self._priority = arguments.priority(
+            mirrored(int(task.priority), ascending=self._ascending)
+        )
         self._queue = arguments.text("queue_name", task.queue_name, arguments.LONGEST_NAME)
         self._run_at = task.run_after
         if task.run_after is not None:
@@ -355,20 +357,21 @@ class _Door:
                 "run_after", task.run_after, is_strict=app_settings.is_strict
             )
 
+    def is_current(self) -> bool:
+        """Tell whether it is as the settings want it now."""
+        return not self._priority or self._ascending == app_settings.is_ascending()
+
     def kind(self, now: datetime) -> Kind:
         """Return what is stored of all calls that are made at this moment."""
-        return _dated(
-            Kind(
-                task_name=self._name,
-                priority=self._priority,
-                run_at=self._run_at or now,
-                queue=self._queue,
-                backend=self._task.backend,
-                enqueued_at=now,
-                state=State.SCHEDULED,
-            ),
-            now,
-            is_deferred=self._run_at is not None,
+        run_at = self._run_at or now
+        return Kind(
+            task_name=self._name,
+            priority=self._priority,
+            run_at=run_at,
+            queue=self._queue,
+            backend=self._task.backend,
+            enqueued_at=now,
+            state=_state(run_at, now),
         )
 
     def called(self, kind: Kind, args: Any, kwargs: Any) -> tuple[NewTask, Any]:
@@ -397,8 +400,11 @@ class _Door:
 def _dated(kind: Kind, moment: datetime, *, is_deferred: bool) -> Kind:
     """Return the same, enqueued at another moment."""
     run_at = kind.run_at if is_deferred else moment
-    state = State.READY if run_at <= moment else State.SCHEDULED
-    return kind._replace(run_at=run_at, enqueued_at=moment, state=state)
+    return kind._replace(run_at=run_at, enqueued_at=moment, state=_state(run_at, moment))
+
+
+def _state(run_at: datetime, moment: datetime) -> State:
+    return State.READY if run_at <= moment else State.SCHEDULED
 
 
 def _is_told_of_rows(sender: type) -> bool:

@@ -75,9 +75,11 @@ def _values(connection: BaseDatabaseWrapper, calls: Iterable[NewTask]) -> Iterat
 
 def _shared(connection: BaseDatabaseWrapper, kind: Kind) -> list[Any]:
     """Return the values that are fit for the driver."""
+    name, priority, run_at, queue, backend, enqueued_at, state = kind
     moment = connection.ops.adapt_datetimefield_value
-    fit = {"run_at": moment(kind.run_at), "enqueued_at": moment(kind.enqueued_at)}
-    return list({**kind._asdict(), **fit, "state": int(kind.state)}.values())
+    enqueued = moment(enqueued_at)
+    due = enqueued if run_at is enqueued_at else moment(run_at)
+    return [name, priority, due, queue, backend, enqueued, int(state)]
 
 
 def insert(using: str, rows: Sequence[Task]) -> None:
