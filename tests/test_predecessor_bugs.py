@@ -27,6 +27,8 @@ from background_task.discovery import autodiscover
 from background_task.exceptions import TaskModuleError
 from background_task.identity import this_worker
 from background_task.models import CompletedTask, Task
+from background_task.storage import readiness
+from background_task.storage.engine import Engine
 from background_task.tasks import TaskSchedule, tasks
 from background_task.worker.duties import MOST_NAMES, Duties
 
@@ -472,6 +474,16 @@ def test_b16_a_name_that_is_no_text_is_reported_like_any_other(
     duties.report_unknown_names()
     assert "1 due row(s) are named b'\\xff'" in caplog.text
     assert b"\xff" in duties.known()
+
+
+def test_b16_while_others_are_due_rows_of_unknown_names_are_looked_for_at_the_front_only() -> None:
+    Task.objects.new_task("of.a", priority=2).save()
+    Task.objects.new_task("of.nobody").save()
+    Task.objects.new_task("of.b", priority=1).save()
+    engine = Engine.on("default")
+    assert list(readiness.unknown(engine, ["of.a"], among=2)) == [("of.b", 1)]
+    assert list(readiness.unknown(engine, ["of.a"])) == [("of.b", 1), ("of.nobody", 1)]
+    assert list(readiness.unknown(engine, [])) == [("of.a", 1), ("of.b", 1), ("of.nobody", 1)]
 
 
 def test_b16_there_is_an_end_of_unknown_names(caplog: pytest.LogCaptureFixture) -> None:

@@ -140,7 +140,9 @@ def end_undeclared(declared: Collection[str], is_ours: Callable[[Task], bool]) -
     using = router.db_for_write(Task)
     keys = {chain_key(task_hash) for task_hash in declared}
     ended = []
-    chains = Task.objects.using(using).filter(unique_key__startswith=EVERY)
+    # Not every database finds by an index how a text begins; but all do whether there is one.
+    keyed = Task.objects.using(using).filter(unique_key__isnull=False)
+    chains = keyed.filter(unique_key__startswith=EVERY)
     for row in [row for row in chains if row.unique_key not in keys and is_ours(row)]:
         this_one = Task.objects.using(using).filter(pk=row.pk, unique_key=row.unique_key)
         now = vendors.now(using)

@@ -7,7 +7,7 @@ that code has stored or edited which knows no states, and those whose lock has e
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,11 +44,7 @@ def free(
     """Return the condition on rows that may be taken in this moment, and its parameters."""
     names = sorted(wanted.names)
     parameters: list[Any] = [*names]
-    sql = [
-        f"state = {state:d} AND locked_by IS NULL AND failed_at IS NULL",
-        f"{engine.vendor.unindexed_run_at} <= {engine.now}",
-        f"task_name {named} ({_marks(names)})",
-    ]
+    sql = [_may_run(engine, state), f"task_name {named} ({_marks(names)})"]
     if wanted.queues:
         sql.append(f"queue IN ({_marks(wanted.queues)})")
         parameters.extend(wanted.queues)
@@ -58,7 +54,14 @@ def free(
     if wanted.backend is not None:
         sql.append("backend = %s")
         parameters.append(wanted.backend)
-    return " AND ".join(sql) + _but_for_odd(), parameters
+    return " AND ".join(sql), parameters
+
+
+def _may_run(engine: Engine, state: State) -> str:
+    return (
+        f"state = {state:d} AND locked_by IS NULL AND failed_at IS NULL "
+        f"AND {engine.vendor.unindexed_run_at} <= {engine.now}{_but_for_odd()}"
+    )
 
 
 def order() -> str:
@@ -120,6 +123,26 @@ def first(
     which, parameters = free(engine, wanted, state, named=named)
     table = engine.vendor.in_order_of_queue if wanted.queues else engine.vendor.in_order
     return f"SELECT id FROM {table} WHERE {which} ORDER BY {order()} LIMIT 1", parameters
+
+
+def unknown(
+    engine: Engine, known: Collection[str], among: int | None = None
+) -> Iterator[tuple[Any, int]]:
+    """Yield the names of rows that may run, but for those ``known``, and how many rows each has.
+
+    Args:
+        engine: where.
+        known: the names that are not looked for.
+        among: look only at so many rows, the most urgent ones. None looks at all, and takes its
+            time where rows of known names are many.
+    """
+    for state in (State.READY, State.RESCUED):
+        due = f"SELECT task_name FROM {engine.vendor.in_order} WHERE {_may_run(engine, state)}"
+        if among is not None:
+            due += f" ORDER BY {order()} LIMIT {among}"
+        other = f"WHERE task_name NOT IN ({_marks(known)})" if known else ""
+        sql = f"SELECT task_name, COUNT(*) FROM ({due}) AS due {other} GROUP BY task_name"
+        yield from engine.fetch(f"{sql} ORDER BY task_name", [*known])
 
 
 def is_due(engine: Engine, wanted: Wanted) -> bool:

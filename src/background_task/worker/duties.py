@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.db import connections, router
-from django.db.models import Count
 
-from background_task import logs, signals, vendors
+from background_task import logs, signals
 from background_task.api import registry, startup
 from background_task.models import Task
 from background_task.policies.repetition import chain_key
-from background_task.storage import chains
+from background_task.storage import chains, readiness
+from background_task.storage.engine import Engine
 from background_task.storage.transient import PATIENT, TRANSIENT, disconnect, reason
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ logger = logs.named("background_task.tasks")
 INTERVAL = 60.0
 AFTER_A_FAILURE = 5.0
 BETWEEN_LOOKS = 5.0
+# While others may be due, rows of unknown names are looked for among so many.
+AMONG = 1000
 # Of so many unknown names the log is told; where there are more, something else is wrong.
 MOST_NAMES = 100
 
@@ -54,7 +56,7 @@ class Duties:
             for attempt in startup.postponed():
                 self._try("schedule what a module asked for at import", attempt)
             self.keep_declared_chains()
-        self._try("report unknown names", self.report_unknown_names)
+        self._try("report unknown names", partial(self.report_unknown_names, AMONG))
 
     def known(self) -> Collection[str]:
         """Return the names of which there is nothing to find out; none if there is no end of them.
@@ -122,12 +124,14 @@ class Duties:
         for name in chains.end_undeclared(declared, _is_declared_here):
             logger.info("%s is no longer declared with every=…: its chain has ended.", name)
 
-    def report_unknown_names(self) -> None:
-        """Warn, once for each name, of due rows whose name no ``tasks.py`` registers."""
-        rows = Task.objects.using(self._tasks.queue_database())
-        due = rows.due(vendors.now(rows.db)).exclude(task_name__in=self._tasks._tasks.keys())
-        unknown = due.order_by("task_name").values_list("task_name").annotate(Count("pk"))
-        for name, count in unknown:
+    def report_unknown_names(self, among: int | None = None) -> None:
+        """Warn, once for each name, of due rows whose name no ``tasks.py`` registers.
+
+        Args:
+            among: see :func:`readiness.unknown`.
+        """
+        engine = Engine.on(self._tasks.queue_database())
+        for name, count in readiness.unknown(engine, [*self._tasks._tasks], among):
             # Django's tasks may be declared in any module; this imports it. SQLite stores in a
             # column of text whatever it is given.
             if isinstance(name, str) and registry.resolve(name) is not None:
