@@ -481,7 +481,7 @@ def test_many_are_handed_back_at_once_and_only_ours(engine: Engine) -> None:
 
 
 def plan(sql: str, parameters: Sequence[Any] = ()) -> str:
-    """Return how the database would execute a statement, without the indexes that it would not use."""
+    """Return how the database would execute a statement; what it would not use is left out."""
     with transaction.atomic(), connection.cursor() as cursor:
         explain = "EXPLAIN QUERY PLAN" if connection.vendor == "sqlite" else "EXPLAIN"
         if connection.vendor == "postgresql":  # which sorts the few rows of a test

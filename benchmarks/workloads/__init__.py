@@ -6,14 +6,19 @@ from figures import Sample
 from place import Place
 
 from workloads.backlog import backlog
-from workloads.queueing import drain, enqueue, pickup
+from workloads.queueing import bulk, drain, enqueue, pickup
 from workloads.recovery import recovery
 from workloads.resources import idle, memory
 
 Workload = Callable[[Place], Iterator[Sample]]
 
 # Those that every system has a part in, and those that only this package is asked.
-COMMON: dict[str, Workload] = {"enqueue": enqueue, "drain": drain, "pickup": pickup}
+COMMON: dict[str, Workload] = {
+    "enqueue": enqueue,
+    "bulk": bulk,
+    "drain": drain,
+    "pickup": pickup,
+}
 OURS: dict[str, Workload] = {
     "backlog": backlog,
     "memory": memory,
@@ -21,3 +26,5 @@ OURS: dict[str, Workload] = {
     "idle": idle,
 }
 WORKLOADS = COMMON | OURS
+# What is over in a moment is measured so many times in a pass, of all systems in turn.
+ROUNDS = {"enqueue": 7}

@@ -347,9 +347,7 @@ class _Door:
         self.on_commit = backend.commits_first if wanted is None else wanted
         self._name = arguments.task_name(registry.name_of(task))
         self._ascending = app_settings.is_ascending()
-        self._priority = arguments.priority(
-            mirrored(int(task.priority), ascending=self._ascending)
-        )
+        self._priority = arguments.priority(mirrored(int(task.priority), ascending=self._ascending))
         self._queue = arguments.text("queue_name", task.queue_name, arguments.LONGEST_NAME)
         self._run_at = task.run_after
         if task.run_after is not None:
