@@ -16,6 +16,7 @@ from django.db.backends.signals import connection_created
 from django.utils import timezone
 from notes import noted
 from project.models import Note
+from project.tasks import note
 from support import Child, wait_until
 
 from background_task import vendors
@@ -25,6 +26,7 @@ from background_task.records import Wanted
 from background_task.storage import workers
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import BETWEEN_NOTICES, NEW
+from background_task.worker import lookout as looking
 from background_task.worker.lookout import MOMENTS, Lookout
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -248,9 +250,10 @@ class Waiting:
 
     hears = False
 
-    def __init__(self, name: str, *, is_hungry: bool) -> None:
+    def __init__(self, name: str, *, is_hungry: bool, is_busy: bool = True) -> None:
         self._wanted = Wanted(frozenset([name]))
         self.is_hungry = is_hungry
+        self.is_busy = is_busy
         self.looks = 0
         self.looked = 0.0
         self.woken = threading.Event()
@@ -354,6 +357,27 @@ def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_wa
         busy.is_hungry = True
         lookout.expect_hunger()
         assert busy.woken.wait(20)
+    finally:
+        lookout.stop()
+
+
+def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("the others tell of rows, so that nobody has to look first")
+    monkeypatch.setattr(workers, "BETWEEN_BEATS", 60)
+    monkeypatch.setattr(looking, "LONGEST_REST", 60)
+    monkeypatch.setattr(looking, "LARGEST_SHARE_OF_TIME", 1e-6)
+    hungry = Waiting("project.tasks.note", is_hungry=True)
+    without_tasks = Waiting("of.nobody", is_hungry=False, is_busy=False)
+    drivers = [hungry, without_tasks]
+    lookout = Lookout("default", name="", queues="*", drivers=drivers, sleep=120)
+    lookout.start()
+    try:
+        wait_until(lambda: hungry.looks >= 2)
+        note("told")
+        assert hungry.woken.wait(20)
     finally:
         lookout.stop()
 

@@ -30,15 +30,19 @@ logger = logs.named("background_task.storage")
 
 NEW = "background_task_new"
 FINISHED = "background_task_finished"
-# A process tells of new rows no more often than this, in seconds: every commit that notifies waits
-# for every other. Whoever hears looks once more when this time is over.
+# A process tells of new rows no more often than this, in seconds, and where they are few than the
+# second: every commit that notifies waits for every other. Whoever hears looks once more when the
+# longer time is over.
 BETWEEN_NOTICES = 0.02
+BETWEEN_NOTICES_OF_FEW = 0.01
+FEW = 5
 # PostgreSQL takes less than 8,000 bytes at a time.
 MOST_IDS = 200
 BETWEEN_TRIES = 1.0
 
 
-_told: dict[str, float] = {}
+# When it was told of new rows, and of how many it was not told since, by database.
+_told: dict[str, tuple[float, int]] = {}
 # Workers inside this process.
 _here: dict[str, list[Callable[[], None]]] = {}
 
@@ -75,9 +79,13 @@ def _tell(using: str, connection: BaseDatabaseWrapper) -> None:
         poke()
     vendor, now = vendors.of(connection), time.monotonic()
     vendor.ring(connection)
-    if now < _told.get(using, 0) + BETWEEN_NOTICES or not vendor.can_notify:
+    if not vendor.can_notify:
         return
-    _told[using] = now
+    last, untold = _told.get(using, (0.0, 0))
+    if now < last + (BETWEEN_NOTICES_OF_FEW if untold < FEW else BETWEEN_NOTICES):
+        _told[using] = last, untold + 1
+        return
+    _told[using] = now, 0
     try:
         vendor.notify_soon(connection, NEW)
     except Exception as error:  # the row is stored, and will be found

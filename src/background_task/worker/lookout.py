@@ -19,13 +19,13 @@ from background_task import vendors
 from background_task.execution.runs import runs
 from background_task.records import Wanted
 from background_task.storage import readiness, workers
-from background_task.storage.notifications import BETWEEN_NOTICES, NEW
+from background_task.storage.notifications import BETWEEN_NOTICES, BETWEEN_NOTICES_OF_FEW, NEW
 from background_task.worker.heart import Heart
 
 # Between two looks while nobody waits, in seconds.
 BETWEEN_LOOKS = 0.25
 # After news, rows may be stored of which nothing is told; so many seconds later there is a look.
-ECHOES = (BETWEEN_NOTICES / 8, BETWEEN_NOTICES / 3, BETWEEN_NOTICES)
+ECHOES = (0.00125, 0.0035, BETWEEN_NOTICES_OF_FEW, BETWEEN_NOTICES)
 # A file changes a moment before what was written to it can be read: SQLite says last, by shared
 # memory, that it is valid, and may wait for the disk before.
 MOMENTS = (0.0005, 0.003, 0.007, 0.012, 0.02, 0.1)
@@ -43,6 +43,11 @@ class Driver(Protocol):
     @property
     def is_hungry(self) -> bool:
         """Whether it waits."""
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it may have something to do."""
         ...
 
     @property
@@ -90,6 +95,8 @@ class Lookout(Heart):
         self._echoes: deque[float] = deque()
         self._watch: vendors.Watch = vendors.AlwaysNews()
         self._ear: int | None = None
+        # When something is due that a look has seen; when the last look, or question, has ended.
+        self._next_due = self._looked_at = 0.0
         self._cost = self._rested_at = 0.0
         # For whom there may be rows that were not looked for, since they were not hungry. It is not
         # changed but replaced: the drivers read it in their own threads.
@@ -113,7 +120,7 @@ class Lookout(Heart):
     def _connect(self) -> None:
         super()._connect()
         # Nothing was heard meanwhile; and who has told of a row a moment ago may not do so again.
-        self._next_look = 0.0
+        self._next_look = self._next_due = 0.0
         self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
         self._watch = self._engine.vendor.watch(self._engine.connection, NEW)
         self._ear = self._watch.fileno()
@@ -131,31 +138,39 @@ class Lookout(Heart):
     def _spend_time(self, now: float) -> None:
         hungry = self._hungry()
         if now >= self._next_look:
-            drivers = hungry or self._drivers
-            self._behind = frozenset(self._drivers).difference(drivers)
+            self._behind = frozenset(self._drivers).difference(hungry)
             if any(each.is_hungry for each in self._behind):  # only since a moment ago
                 self.poke()
-            began = time.monotonic()  # a beat may have taken its time
-            self._look(drivers)
-            self._rest(began)
-            self._next_look = max(self._next_look, self._rested_at)
-        if not hungry:
             # Nobody need be woken; but what becomes due may be more urgent than what waits.
-            self._next_look = min(self._next_look, max(now + BETWEEN_LOOKS, self._rested_at))
+            if hungry or now >= min(self._next_due, self._looked_at + BETWEEN_LOOKS):
+                self._look(hungry or self._drivers)
+            self._plan(now)
+        if not hungry:
+            tick = max(self._looked_at + BETWEEN_LOOKS, self._rested)
+            self._next_look = min(self._next_look, tick)
         self._wait(hungry)
 
     def _rest(self, began: float) -> None:
-        """While somebody is busy, look again only when that has a small share of the time."""
-        self._rested_at = now = time.monotonic()
-        if len(self._hungry()) < len(self._drivers):
-            self._rested_at += min((now - began) / LARGEST_SHARE_OF_TIME, LONGEST_REST)
+        """Know that a look has taken so long, until now."""
+        self._looked_at = now = time.monotonic()
+        self._rested_at = now + min((now - began) / LARGEST_SHARE_OF_TIME, LONGEST_REST)
+
+    @property
+    def _rested(self) -> float:
+        """When there may be a look: while somebody is busy, they have a small share of the time."""
+        is_busy = any(each.is_busy and not each.is_hungry for each in self._drivers)
+        return self._rested_at if is_busy else 0.0
 
     def _look(self, drivers: Collection[Driver]) -> None:
         """Wake these if there is something for them."""
-        now = time.monotonic()
-        while self._echoes and self._echoes[0] <= now:
-            self._echoes.popleft()
-        self._next_look = min([now + self._sleep, *list(self._echoes)[:1]])
+        began = time.monotonic()  # a beat may have taken its time
+        self._next_due = began + self._sleep
+        try:
+            self._look_for(drivers)
+        finally:
+            self._rest(began)
+
+    def _look_for(self, drivers: Collection[Driver]) -> None:
         wanted = _wanted(drivers)
         if not wanted.names:
             return
@@ -176,7 +191,17 @@ class Lookout(Heart):
             self._on_unknown()
         if found.upcoming is not None:
             upcoming = time.monotonic() + max(found.upcoming, 0)
-            self._next_look = min(self._next_look, upcoming)
+            self._next_due = min(self._next_due, upcoming)
+
+    def _plan(self, began: float) -> None:
+        """Say when there is to be a look: when something is due, or a moment after news.
+
+        Args:
+            began: before the last look, which may have missed what came while it lasted.
+        """
+        while self._echoes and self._echoes[0] <= began:
+            self._echoes.popleft()
+        self._next_look = max(min([self._next_due, *list(self._echoes)[:1]]), self._rested)
 
     def _wait(self, hungry: Collection[Driver]) -> None:
         """Wait for the next beat, the next look, or news."""
@@ -191,7 +216,7 @@ class Lookout(Heart):
             if not (hungry := self._hungry()):
                 if self._watch.is_of_rows:
                     # Whoever has told of a row may store another, of which he does not tell.
-                    self._echoes = self._later([BETWEEN_NOTICES])
+                    self._look_again(ECHOES)
                 return
             if is_news:
                 self._heed_news(hungry)
@@ -205,15 +230,12 @@ class Lookout(Heart):
         if self._watch.is_of_rows and self._watch.is_complete:
             self._look_again(ECHOES)
         else:
-            self._next_look = min(self._next_look, self._rested_at)
+            self._next_look = min(self._next_look, self._rested)
 
     def _look_again(self, pauses: Sequence[float]) -> None:
-        self._echoes = self._later(pauses)
-        self._next_look = min(self._next_look, self._echoes[0])
-
-    def _later(self, pauses: Sequence[float]) -> deque[float]:
         now = time.monotonic()
-        return deque(max(now + pause, self._rested_at) for pause in pauses)
+        self._echoes = deque(now + pause for pause in pauses)
+        self._next_look = min(self._next_look, max(self._echoes[0], self._rested))
 
     def _ask(self, hungry: Collection[Driver], until: float) -> None:
         """Ask for news, again and again, until there is some or the time has come."""
@@ -239,13 +261,13 @@ class Lookout(Heart):
 
     def _between_questions(self) -> float:
         """Return how long to wait before the next one, so that they take little of a core."""
-        rest = self._rested_at - time.monotonic()
+        rest = self._rested - time.monotonic()
         return max(self._engine.vendor.between_questions, self._cost / LARGEST_SHARE, rest)
 
     def _is_poked(self) -> None:
         if self._watch.is_complete and not self._watch.is_of_rows:
             self._look_again(MOMENTS)  # who is hungry only now was told of nothing since
-        self._next_look = min(self._next_look, self._rested_at)
+        self._next_look = min(self._next_look, self._rested)
 
     def _beat(self) -> None:
         super()._beat()

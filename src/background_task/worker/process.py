@@ -267,6 +267,11 @@ class Process:
             return self._functions.wanted()
         return self._options.queues.all(frozenset(self._tasks.names_here()), self._options.backend)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the main thread has something to do."""
+        return not self.is_hungry
+
     def wake(self) -> None:
         """Let the main thread look for tasks; safe in any thread."""
         getattr(self._signals, "wake", _nothing)()
