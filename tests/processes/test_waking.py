@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 from django.utils import timezone
 from notes import noted
@@ -23,11 +23,12 @@ from background_task import vendors
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
 from background_task.records import Wanted
+from background_task.states import State
 from background_task.storage import workers
 from background_task.storage.engine import Engine
 from background_task.storage.notifications import BETWEEN_NOTICES, NEW
 from background_task.worker import lookout as looking
-from background_task.worker.lookout import MOMENTS, Lookout
+from background_task.worker.lookout import BETWEEN_LOOKS, MOMENTS, Lookout
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -377,6 +378,29 @@ def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
     try:
         wait_until(lambda: hungry.looks >= 2)
         note("told")
+        assert hungry.woken.wait(20)
+    finally:
+        lookout.stop()
+
+
+def test_a_row_that_is_due_and_locked_by_somebody_is_looked_for_now_and_then_only() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite locks the whole database, not a row; MySQL is asked now and then anyway")
+    row = Task.objects.new_task("project.tasks.note", ["locked"])
+    row.save()
+    due = timezone.now()
+    Task.objects.filter(pk=row.pk).update(state=State.SCHEDULED, run_at=due)
+    hungry = Waiting("project.tasks.note", is_hungry=True)
+    lookout = Lookout("default", name="", queues="*", drivers=[hungry], sleep=120)
+    try:
+        with transaction.atomic():
+            Task.objects.select_for_update().get(pk=row.pk)
+            lookout.start()
+            wait_until(lambda: hungry.looks >= 3)  # when it has begun it looks once more
+            looks, began = hungry.looks, hungry.looked
+            wait_until(lambda: hungry.looks >= looks + 3)
+            assert hungry.looked - began > 2 * BETWEEN_LOOKS
+            assert not hungry.woken.is_set()
         assert hungry.woken.wait(20)
     finally:
         lookout.stop()

@@ -175,22 +175,25 @@ class Lookout(Heart):
         if not wanted.names:
             return
         known = self._known() if self._hungry() else ()
+        soonest = 0.0
         with self._using_engine:
             found = readiness.look(self._engine, wanted, known)
             if found.is_unsettled:
-                is_changed = readiness.adopt(self._engine)
+                changed = readiness.adopt(self._engine)
                 connections.close_all()  # this thread's own, where something was cancelled
-                if is_changed:
+                if changed:
                     # A worker of the predecessor may have locked some of them, and be gone.
                     readiness.expire(self._engine)
-                readiness.promote(self._engine)
+                changed += readiness.promote(self._engine)
+                # What is due and cannot be changed, somebody else has locked.
+                soonest = 0.0 if changed else BETWEEN_LOOKS
                 found = readiness.look(self._engine, wanted, known)
         if found.is_ready or found.is_rescued:
             _wake(drivers)
         elif found.is_unknown:
             self._on_unknown()
         if found.upcoming is not None:
-            upcoming = time.monotonic() + max(found.upcoming, 0)
+            upcoming = time.monotonic() + max(found.upcoming, soonest)
             self._next_due = min(self._next_due, upcoming)
 
     def _plan(self, began: float) -> None:
