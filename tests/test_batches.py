@@ -500,14 +500,20 @@ def test_a_million_future_rows_would_not_be_looked_at() -> None:
     assert not any(word in found for word in ("TEMP B-TREE", "Sort", "filesort"))
 
 
-def test_what_a_worker_does_once_a_minute_reads_no_table_from_end_to_end() -> None:
+@pytest.mark.parametrize("ordering", ["DESC", "ASC"])
+def test_what_a_worker_does_once_a_minute_reads_no_table_from_end_to_end(
+    ordering: str, settings: Any
+) -> None:
+    settings.BACKGROUND_TASK_PRIORITY_ORDERING = ordering
     rows(300)
     with CaptureQueriesContext(connection) as captured:
         Duties(tasks).run_if_due()
     asked = [each["sql"] for each in captured if "background_task" in each["sql"]]
     assert asked
     for sql in asked:
-        assert re.search("background_task_(ready|unique_key)", plan(sql)), sql
+        found = plan(sql)
+        assert re.search("background_task_(ready|unique_key)", found), sql
+        assert not re.search("Incremental Sort|B-TREE FOR .*ORDER BY", found), sql
 
 
 def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a_batch(

@@ -385,7 +385,7 @@ def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
 
 def test_a_row_that_is_due_and_locked_by_somebody_is_looked_for_now_and_then_only() -> None:
     if connection.vendor != "postgresql":
-        pytest.skip("SQLite locks the whole database, not a row; MySQL is asked now and then anyway")
+        pytest.skip("SQLite locks no row by itself, and MySQL is asked now and then anyway")
     row = Task.objects.new_task("project.tasks.note", ["locked"])
     row.save()
     due = timezone.now()

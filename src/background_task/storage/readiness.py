@@ -66,7 +66,12 @@ def _may_run(engine: Engine, state: State) -> str:
 
 def order() -> str:
     """Return in which order rows are to be taken."""
-    return f"priority{'' if app_settings.is_ascending() else ' DESC'}, run_at, id"
+    return f"{_by_priority()}, run_at, id"
+
+
+def _by_priority() -> str:
+    """Return the part of it that every database can read from the index, in either direction."""
+    return f"priority{'' if app_settings.is_ascending() else ' DESC'}"
 
 
 def _marks(values: Any) -> str:
@@ -139,7 +144,7 @@ def unknown(
     for state in (State.READY, State.RESCUED):
         due = f"SELECT task_name FROM {engine.vendor.in_order} WHERE {_may_run(engine, state)}"
         if among is not None:
-            due += f" ORDER BY {order()} LIMIT {among}"
+            due += f" ORDER BY {_by_priority()} LIMIT {among}"
         other = f"WHERE task_name NOT IN ({_marks(known)})" if known else ""
         sql = f"SELECT task_name, COUNT(*) FROM ({due}) AS due {other} GROUP BY task_name"
         yield from engine.fetch(f"{sql} ORDER BY task_name", [*known])

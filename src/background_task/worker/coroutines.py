@@ -188,11 +188,13 @@ class Coroutines:
         is_early = self._awaits_start() or time.monotonic() < self._next_look
         if free < 1 or self._stops() or is_early:
             return
+        # Before the claim: whoever wakes us meanwhile knows of what it may not have seen.
+        self._next_look = time.monotonic() + LONGEST_PAUSE
         with self._budget.grant(free) as grant:
             claimed = self._claim(grant.most) if grant.most else []
             grant.taken = len(claimed)
-        if len(claimed) < free and not self._is_cut:
-            self._next_look = time.monotonic() + LONGEST_PAUSE
+        if len(claimed) == free or self._is_cut:
+            self._next_look = 0
         driver = connections[self._tasks.queue_database()].connection
         if claimed and driver is not self._driver:
             self._driver = driver

@@ -74,7 +74,7 @@ class Duties:
     def run_when_idle(self, *, is_told: bool) -> bool:
         """Look whether what waits is declared in a module that nobody has imported yet.
 
-        Only where nothing else is due, so the look is cheap however deep the queue may be.
+        Where nothing else is due the look is cheap, however many rows wait for their time.
 
         Args:
             is_told: whether somebody sees to it that :meth:`expect_unknown` is called.

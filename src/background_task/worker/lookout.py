@@ -24,6 +24,8 @@ from background_task.worker.heart import Heart
 
 # Between two looks while nobody waits, in seconds.
 BETWEEN_LOOKS = 0.25
+# However short the time that it is to sleep, it sleeps so many seconds.
+LEAST_SLEEP = 0.05
 # After news, rows may be stored of which nothing is told; so many seconds later there is a look.
 ECHOES = (0.00125, 0.0035, BETWEEN_NOTICES_OF_FEW, BETWEEN_NOTICES)
 # A file changes a moment before what was written to it can be read: SQLite says last, by shared
@@ -121,8 +123,8 @@ class Lookout(Heart):
         super()._connect()
         # Nothing was heard meanwhile; and who has told of a row a moment ago may not do so again.
         self._next_look = self._next_due = 0.0
-        self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
         self._watch = self._engine.vendor.watch(self._engine.connection, NEW)
+        self._echoes = deque([time.monotonic() + BETWEEN_NOTICES])
         self._ear = self._watch.fileno()
         if self._ear is not None:
             self._selector.register(self._ear, selectors.EVENT_READ)
@@ -164,7 +166,7 @@ class Lookout(Heart):
     def _look(self, drivers: Collection[Driver]) -> None:
         """Wake these if there is something for them."""
         began = time.monotonic()  # a beat may have taken its time
-        self._next_due = began + self._sleep
+        self._next_due = began + max(self._sleep, LEAST_SLEEP)
         try:
             self._look_for(drivers)
         finally:
@@ -204,7 +206,9 @@ class Lookout(Heart):
         """
         while self._echoes and self._echoes[0] <= began:
             self._echoes.popleft()
-        self._next_look = max(min([self._next_due, *list(self._echoes)[:1]]), self._rested)
+        self._next_look = self._next_due
+        if self._echoes:
+            self._next_look = min(self._next_look, max(self._echoes[0], self._rested))
 
     def _wait(self, hungry: Collection[Driver]) -> None:
         """Wait for the next beat, the next look, or news."""
@@ -232,8 +236,10 @@ class Lookout(Heart):
             _wake([driver for driver in drivers if not driver.hears])
         if self._watch.is_of_rows and self._watch.is_complete:
             self._look_again(ECHOES)
-        else:
-            self._next_look = min(self._next_look, self._rested)
+            return
+        if self._watch.is_complete:
+            self._look_again(MOMENTS)  # it may be of another row than of the one that comes next
+        self._next_look = min(self._next_look, self._rested)
 
     def _look_again(self, pauses: Sequence[float]) -> None:
         now = time.monotonic()
