@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from asgiref.sync import sync_to_async
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
 from background_task import background
 from background_task.models import Task
@@ -129,9 +129,15 @@ async def stubborn_async(text, seconds):
 
 @background
 def threads_of_its_own(text, seconds):
-    Note.objects.create(text=f"{text} begins")
+    def say_so():
+        Note.objects.create(text=f"{text} begins")
+        connections.close_all()
+
     with ThreadPoolExecutor() as threads:
         threads.submit(time.sleep, seconds)
+        # By another, so that this one waits: a signal that comes a moment before it does is heard
+        # by Python only when the lock is free.
+        threads.submit(say_so)
 
 
 @background
