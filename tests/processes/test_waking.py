@@ -6,7 +6,8 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -289,40 +290,42 @@ class Becoming(Waiting):
         self._is_hungry = value
 
 
+@contextmanager
+def looking_out(*drivers: Waiting) -> Iterator[Lookout]:
+    lookout = Lookout("default", name="", queues="*", drivers=drivers, sleep=120)
+    lookout.start()
+    try:
+        yield lookout
+    finally:
+        lookout.stop()
+
+
 def test_who_begins_to_wait_while_others_are_about_to_be_looked_for_is_looked_for_too() -> None:
     busy = Becoming("project.tasks.note", is_hungry=False)
     other = Waiting("project.tasks.query_async", is_hungry=False)
-    lookout = Lookout("default", name="", queues="*", drivers=[busy, other], sleep=120)
-    lookout.start()
+    with looking_out(busy, other) as lookout:
 
-    def become_hungry() -> None:
-        lookout.expect_hunger()
-        other.is_hungry = True
-        Task.objects.new_task("project.tasks.note", ["unheard"]).save()
-        connection.close()  # that of the lookout's thread
+        def become_hungry() -> None:
+            lookout.expect_hunger()
+            other.is_hungry = True
+            Task.objects.new_task("project.tasks.note", ["unheard"]).save()
+            connection.close()  # that of the lookout's thread
 
-    try:
         wait_until(lambda: busy.looks >= 2)
         busy.then = become_hungry
         assert busy.woken.wait(20)
-    finally:
-        lookout.stop()
 
 
 def test_after_news_there_is_a_look_for_what_nobody_may_tell_of_whoever_waits() -> None:
     if connection.vendor != "postgresql":
         pytest.skip("only PostgreSQL tells over a connection")
     busy = Becoming("project.tasks.note", is_hungry=False)
-    lookout = Lookout("default", name="", queues="*", drivers=[busy], sleep=120)
-    lookout.start()
-    try:
+    with looking_out(busy) as lookout:
         wait_until(lambda: busy.looks >= 2)
         busy.then = lookout.expect_hunger
         vendors.of(connection).notify(connection, NEW, "")
         told = time.monotonic()
         wait_until(lambda: busy.looked > told + BETWEEN_NOTICES)
-    finally:
-        lookout.stop()
 
 
 def test_what_sqlite_tells_of_before_it_can_be_read_is_found_by_who_begins_to_wait_then(
@@ -332,24 +335,18 @@ def test_what_sqlite_tells_of_before_it_can_be_read_is_found_by_who_begins_to_wa
         pytest.skip("the others tell of what can be read")
     monkeypatch.setattr(workers, "BETWEEN_BEATS", 60)  # a beat changes the file, too
     busy = Becoming("project.tasks.note", is_hungry=False)
-    lookout = Lookout("default", name="", queues="*", drivers=[busy], sleep=120)
-    lookout.start()
-    try:
+    with looking_out(busy) as lookout:
         wait_until(lambda: busy.looks >= 2)
         busy.then = lookout.expect_hunger
         told = time.monotonic()
         os.utime(connection.settings_dict["NAME"])
         wait_until(lambda: busy.looked > told + MOMENTS[-1] / 2)
-    finally:
-        lookout.stop()
 
 
 def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_waits() -> None:
     other = Waiting("project.tasks.query_async", is_hungry=True)
     busy = Waiting("project.tasks.note", is_hungry=False)
-    lookout = Lookout("default", name="", queues="*", drivers=[other, busy], sleep=120)
-    lookout.start()
-    try:
+    with looking_out(other, busy) as lookout:
         wait_until(lambda: other.looks >= 2)  # when it has begun it looks once more
         Task.objects.new_task("project.tasks.note", ["unheard"]).save()  # which tells nobody
         looks = other.looks
@@ -358,8 +355,6 @@ def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_wa
         busy.is_hungry = True
         lookout.expect_hunger()
         assert busy.woken.wait(20)
-    finally:
-        lookout.stop()
 
 
 def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
@@ -372,15 +367,10 @@ def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
     monkeypatch.setattr(looking, "LARGEST_SHARE_OF_TIME", 1e-6)
     hungry = Waiting("project.tasks.note", is_hungry=True)
     without_tasks = Waiting("of.nobody", is_hungry=False, is_busy=False)
-    drivers = [hungry, without_tasks]
-    lookout = Lookout("default", name="", queues="*", drivers=drivers, sleep=120)
-    lookout.start()
-    try:
+    with looking_out(hungry, without_tasks):
         wait_until(lambda: hungry.looks >= 2)
         note("told")
         assert hungry.woken.wait(20)
-    finally:
-        lookout.stop()
 
 
 def test_a_row_that_is_due_and_locked_by_somebody_is_looked_for_now_and_then_only() -> None:

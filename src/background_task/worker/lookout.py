@@ -223,25 +223,25 @@ class Lookout(Heart):
             if not (hungry := self._hungry()):
                 if self._watch.is_of_rows:
                     # Whoever has told of a row may store another, of which he does not tell.
-                    self._look_again(ECHOES)
+                    self._look_again()
                 return
             if is_news:
                 self._heed_news(hungry)
             elif not self._watch.is_of_rows:
-                self._look_again(MOMENTS)
+                self._look_again()
 
     def _heed_news(self, drivers: Collection[Driver]) -> None:
         if self._watch.is_of_rows:
             # What it may have missed is found by the looks that follow.
             _wake([driver for driver in drivers if not driver.hears])
-        if self._watch.is_of_rows and self._watch.is_complete:
-            self._look_again(ECHOES)
-            return
         if self._watch.is_complete:
-            self._look_again(MOMENTS)  # it may be of another row than of the one that comes next
-        self._next_look = min(self._next_look, self._rested)
+            self._look_again()
+        if not (self._watch.is_of_rows and self._watch.is_complete):
+            self._next_look = min(self._next_look, self._rested)
 
-    def _look_again(self, pauses: Sequence[float]) -> None:
+    def _look_again(self) -> None:
+        """Look a few times more for what was not told of, or could not be read yet."""
+        pauses = ECHOES if self._watch.is_of_rows else MOMENTS
         now = time.monotonic()
         self._echoes = deque(now + pause for pause in pauses)
         self._next_look = min(self._next_look, max(self._echoes[0], self._rested))
@@ -275,7 +275,7 @@ class Lookout(Heart):
 
     def _is_poked(self) -> None:
         if self._watch.is_complete and not self._watch.is_of_rows:
-            self._look_again(MOMENTS)  # who is hungry only now was told of nothing since
+            self._look_again()  # who is hungry only now was told of nothing since
         self._next_look = min(self._next_look, self._rested)
 
     def _beat(self) -> None:
