@@ -6,11 +6,15 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from django.conf import settings
 from django.db import OperationalError, connection, connections
 from support import Child
+
+if TYPE_CHECKING:
+    from background_task.storage.engine import Engine
 
 
 @pytest.fixture
@@ -48,6 +52,16 @@ def registry_as_it_was() -> Iterator[None]:
     tasks._runner = before[1]
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_locked() -> Iterator[None]:
+    """Forget the rows that a test has left locked; they are gone with it."""
+    from background_task.execution.runs import runs
+
+    yield
+    for each in (runs._left, runs._stuck, runs._in_doubt, runs._doubtful_until):
+        each.clear()
+
+
 def pytest_configure() -> None:
     # A shell ignores Ctrl-C for what it starts in the background, and children inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -61,6 +75,17 @@ def pytest_report_header() -> str:
 @pytest.fixture
 def vendor() -> str:
     return connections["default"].vendor
+
+
+@pytest.fixture
+def engine(transactional_db: None) -> Iterator[Engine]:
+    """A connection of its own, as a worker has it."""
+    from background_task.storage.engine import Engine
+
+    engine = Engine("default")
+    engine.fetch("SELECT 1")  # it is made, and made ready, by the first statement
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

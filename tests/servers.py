@@ -94,6 +94,12 @@ class Server:
         finally:
             for connection in taken:
                 connection.close()
+            wait_until(self._has_room)  # it hears of that a moment later
+
+    def _has_room(self) -> bool:
+        with contextlib.suppress(OperationalError):
+            return bool(self.execute("SELECT 1"))
+        return False
 
 
 class PostgreSQL(Server):
@@ -176,6 +182,9 @@ class MariaDB(Server):
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._as_root = ["--user=root"] if os.geteuid() == 0 else []
+        # Each removes at its start what it takes for temporary tables that an earlier one has left.
+        (folder / "temporary").mkdir()
+        self._environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
         made = subprocess.run(
             [
                 "mariadb-install-db",
@@ -187,6 +196,7 @@ class MariaDB(Server):
                 "--skip-test-db",
                 *self._as_root,
             ],
+            env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -220,6 +230,7 @@ class MariaDB(Server):
                     "--skip-networking",
                     *self._as_root,
                 ],
+                env=self._environment,
                 stdout=log,
                 stderr=log,
             )

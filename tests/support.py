@@ -108,6 +108,10 @@ class Child:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def send_to_all(self, number: signal.Signals) -> None:
+        """Send a signal to it and what it has started, as a terminal does."""
+        os.killpg(self.process.pid, number)
+
     def wait(self, timeout: float = 30) -> int:
         """Return the exit code."""
         return self.process.wait(timeout)

@@ -12,10 +12,12 @@ from project import jobs
 from project.models import Note
 
 import background_task
-from background_task import background, signals
+from background_task import background, signals, vendors
 from background_task._compat import InvalidTask
 from background_task.exceptions import ArgumentValueError
+from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
+from background_task.states import State
 from background_task.storage import finish
 from background_task.tasks import tasks
 
@@ -98,16 +100,28 @@ def test_receivers_of_the_success_write_in_the_same_transaction() -> None:
     assert texts() == ["written", "received", "committed"]
 
 
-def test_a_deadlock_at_the_end_lets_it_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def refuse_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Let the first success that is to be recorded be refused, by this error."""
+
+    def refuse(error: Exception) -> None:
+        left, succeed = [error], finish.succeed
+
+        def once(*args: Any) -> Any:
+            if left:
+                raise left.pop()
+            return succeed(*args)
+
+        monkeypatch.setattr(finish, "succeed", once)
+
+    return refuse
+
+
+def test_a_deadlock_at_the_end_lets_it_run_again(
+    refuse_once: Callable[[Exception], None],
+) -> None:
+    refuse_once(OperationalError("deadlock detected"))
     runs = []
-    succeed = finish.succeed
-
-    def once(*args: Any) -> Any:
-        if len(runs) == 1:
-            raise OperationalError("deadlock detected")
-        return succeed(*args)
-
-    monkeypatch.setattr(finish, "succeed", once)
 
     def body() -> None:
         runs.append(Note.objects.create(text=f"run {len(runs) + 1}"))
@@ -116,6 +130,82 @@ def test_a_deadlock_at_the_end_lets_it_run_again(monkeypatch: pytest.MonkeyPatch
     assert tasks.run_next_task()
     assert texts() == ["run 2"], "what the first has written is undone"
     assert CompletedTask.objects.get().attempts == 1
+
+
+@pytest.mark.parametrize("error", [OperationalError("deadlock detected"), LookupError("a hook")])
+def test_what_must_not_begin_twice_has_failed_when_it_cannot_be_committed(
+    refuse_once: Callable[[Exception], None], error: Exception
+) -> None:
+    refuse_once(error)
+    runs = []
+
+    def body() -> None:
+        runs.append(Note.objects.create(text="written"))
+
+    declared(body, on_worker_loss="fail")()
+    assert tasks.run_next_task()
+    assert len(runs) == 1
+    assert texts() == []
+    done = CompletedTask.objects.get()
+    assert done.state == State.FAILED
+    assert "could not be committed" in done.last_error
+
+
+@pytest.fixture
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the connection break so many times after a COMMIT, before its answer is there."""
+
+    def lose(count: int) -> None:
+        left = [None] * count
+        commit = connection.commit
+
+        def commit_unheard() -> None:
+            commit()
+            if left:
+                left.pop()
+                connection.connection.close()
+                raise OperationalError("the answer is lost")
+
+        monkeypatch.setattr(connection, "commit", commit_unheard)
+
+    return lose
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_committed_stays_the_only_effect_though_the_answer_is_lost(
+    lose_answers: Callable[[int], None], count: int
+) -> None:
+    def body() -> None:
+        lose_answers(count)
+        Note.objects.create(text="written")
+
+    declared(body)()
+    assert tasks.run_next_task()
+    assert texts() == ["written"]
+    assert CompletedTask.objects.get().state == State.SUCCESSFUL
+
+
+def test_a_commit_that_is_seen_only_when_the_body_has_run_again_stays_the_only_effect(
+    lose_answers: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, looks = finish.recorded, []
+
+    def look(task: Task) -> CompletedTask | None:
+        looks.append(task)
+        return None if len(looks) == 1 else recorded(task)
+
+    monkeypatch.setattr(finish, "recorded", look)
+
+    def body() -> None:
+        if not looks:
+            lose_answers(1)
+        Note.objects.create(text="written")
+
+    declared(body)()
+    assert tasks.run_next_task()
+    assert len(looks) == 2
+    assert texts() == ["written"]
+    assert CompletedTask.objects.get().state == State.SUCCESSFUL
 
 
 def test_a_database_error_of_the_body_is_its_failure() -> None:
@@ -131,23 +221,98 @@ def test_a_database_error_of_the_body_is_its_failure() -> None:
     assert Task.objects.get().attempts == 1
 
 
-@pytest.mark.parametrize("how", ["broken", "open", "closed"])
-def test_a_body_that_breaks_its_transaction_has_failed(how: str, vendor: str) -> None:
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_body_is_not_charged_with_a_transaction_that_could_not_begin(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    begin_write, left = vendors.begin_write, [None] * times
+
+    def refuse(alias: str, table: str) -> None:
+        if left:
+            left.pop()
+            raise OperationalError("the database is locked")
+        begin_write(alias, table)
+
     def body() -> None:
+        Note.objects.create(text="written")
+
+    declared(body, max_attempts=1, on_worker_loss="fail")()
+    monkeypatch.setattr(vendors, "begin_write", refuse)
+    assert tasks.run_next_task()
+    assert texts() == ["written"]
+    assert CompletedTask.objects.get().attempts == 1
+
+
+@pytest.mark.parametrize("on_worker_loss", ["retry", "fail"])
+@pytest.mark.parametrize(
+    "how", ["broken", "open", "closed", "ended", "ended by the driver", "swallowed", "exchanged"]
+)
+def test_a_body_that_breaks_its_transaction_has_failed(
+    how: str, vendor: str, on_worker_loss: str
+) -> None:
+    if how == "swallowed" and vendor != "postgresql":
+        pytest.skip("only PostgreSQL breaks a transaction for an error")
+    begun = []
+
+    def body() -> None:
+        begun.append(1)
         Note.objects.create(text="undone")
         if how == "open":
             transaction.atomic().__enter__()
         elif how == "closed":
             connection.close()
+        elif how == "ended":
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
+        elif how == "ended by the driver":
+            connection.connection.rollback()
+            Note.objects.exists()
+        elif how == "swallowed":
+            with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+                cursor.execute("SELECT * FROM there_is_no_such_table")
+        elif how == "exchanged":
+            connection.connection.close()
+            connection.connection = None
         else:
             transaction.set_rollback(True)
 
-    declared(body)()
+    declared(body, on_worker_loss=on_worker_loss)()
     assert tasks.run_next_task()
+    assert len(begun) == 1
     assert texts() == []
     assert Task.objects.get().attempts == 1
     assert not connection.in_atomic_block
     assert not CompletedTask.objects.exists()
+
+
+def test_the_body_may_choose_the_isolation_of_its_transaction(vendor: str) -> None:
+    if vendor != "postgresql":
+        pytest.skip("the others let it be chosen before a transaction only")
+
+    def body() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        Note.objects.create(text="written")
+
+    declared(body)()
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.get().state == State.SUCCESSFUL
+
+
+def test_a_body_that_swallows_an_error_in_a_test_of_a_project_undoes_only_its_own() -> None:
+    def body() -> None:
+        Note.objects.create(text="undone")
+        with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute("SELECT * FROM there_is_no_such_table")
+        Note.objects.create(text="undone, too")
+
+    with transaction.atomic():
+        Note.objects.create(text="before")
+        declared(body)()
+        tasks.run_next_task()
+        Note.objects.create(text="after")
+        assert connection.in_atomic_block
+    assert {"before", "after"} <= set(texts())
 
 
 def test_an_error_that_the_body_has_caught_in_a_savepoint_does_no_harm() -> None:
@@ -210,7 +375,8 @@ def test_a_batch_of_them_is_run_by_the_worker(worker: Callable[..., Any]) -> Non
     assert sorted(texts()) == sorted(f"task {number} in a transaction" for number in range(20))
 
 
-def test_errors_at_the_commit_are_its_failure(vendor: str) -> None:
+@pytest.mark.parametrize("on_worker_loss", ["retry", "fail"])
+def test_errors_at_the_commit_are_its_failure(vendor: str, on_worker_loss: str) -> None:
     if vendor == "mysql":
         pytest.skip("MySQL defers no constraint")
     with connection.cursor() as cursor:
@@ -225,12 +391,27 @@ def test_errors_at_the_commit_are_its_failure(vendor: str) -> None:
             cursor.execute("INSERT INTO deferring VALUES (1, 4711)")
 
     try:
-        declared(body)()
+        declared(body, on_worker_loss=on_worker_loss)()
         with contextlib.suppress(DatabaseError):
             assert tasks.run_next_task()
         assert texts() == []
-        assert Task.objects.get().attempts == 1
+        row = Task.objects.get()
+        assert row.attempts == 1
+        assert "IntegrityError" in row.last_error
         assert not CompletedTask.objects.exists()
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE deferring")
+
+
+def test_a_body_whose_row_was_handed_back_meanwhile_does_not_begin_again() -> None:
+    begun = []
+
+    def body() -> None:
+        begun.append(1)
+        runs.hand_back()
+        raise OperationalError("a connection was cut")
+
+    declared(body)()
+    assert tasks.run_next_task()
+    assert len(begun) == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_save, pre_delete
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -27,7 +28,15 @@ from background_task.models import CompletedTask, Task, Worker
 from background_task.records import Claim, Ended, Mark, Wanted
 from background_task.signals import task_successful
 from background_task.states import State
-from background_task.storage import acknowledge, claim, finish, leases, oddities, readiness
+from background_task.storage import (
+    acknowledge,
+    claim,
+    finish,
+    leases,
+    oddities,
+    readiness,
+    workers,
+)
 from background_task.storage.engine import Engine
 from background_task.tasks import Tasks, tasks
 from background_task.worker import taking
@@ -55,14 +64,6 @@ def lose(lost: list[Task], losses: int) -> list[Task]:
     keys = [row.pk for row in lost]
     Task.objects.filter(pk__in=keys).update(losses=losses, state=State.RESCUED)
     return lost
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    """A connection of its own, as a worker has it."""
-    engine = Engine("default")
-    yield engine
-    engine.close()
 
 
 def mark(engine: Engine, most: int = 100, *, queue: str | None = None) -> list[Claim]:
@@ -395,7 +396,8 @@ def test_a_success_by_itself_is_found_again_when_the_answer_was_lost(engine: Eng
     (claimed,) = mark(engine)
     row = row_of(claimed)
     assert acknowledged(engine, claimed) == {claimed.pk}
-    completed = finish.succeed(row)
+    assert finish.succeed(row) is None
+    completed = finish.recorded(row)
     assert completed is not None
     assert completed.result_id == row.result_id
 
@@ -480,24 +482,62 @@ def test_many_are_handed_back_at_once_and_only_ours(engine: Engine) -> None:
     assert len(mark(engine)) == 2
 
 
-def plan(sql: str, parameters: Sequence[Any] = ()) -> str:
+def plan(where: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] = ()) -> str:
     """Return how the database would execute a statement; what it would not use is left out."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with where.cursor() as cursor:
         explain = "EXPLAIN QUERY PLAN" if connection.vendor == "sqlite" else "EXPLAIN"
-        if connection.vendor == "postgresql":  # which sorts the few rows of a test
-            for way in ("seqscan", "bitmapscan", "sort"):
-                cursor.execute(f"SET LOCAL enable_{way} = off")
         cursor.execute(f"{explain} {sql}", parameters or None)
         names = [column[0] for column in cursor.description]
         steps = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return str([{**step, "possible_keys": None} for step in steps])
 
 
-def test_a_million_future_rows_would_not_be_looked_at() -> None:
-    """The claims read only what is ready, in its order: said by the plan of the statement."""
-    found = plan(*claim._select(Engine.on("default"), Wanted(NAMES), 10, lock=False))
-    assert "background_task_ready" in found
-    assert not any(word in found for word in ("TEMP B-TREE", "Sort", "filesort"))
+@pytest.mark.parametrize("queues", [(), ("one",)])
+def test_rows_of_which_the_planner_does_not_know_yet_are_taken_in_the_order_of_an_index(
+    engine: Engine, queues: tuple[str, ...]
+) -> None:
+    """A million that wait for their time, or a burst of thousands, are not read or sorted."""
+    new = [Task.objects.new_task("a task", [number], queue="one") for number in range(5000)]
+    Task.objects.bulk_create(new)
+    Task.objects.update(state=State.READY)
+    if connection.vendor == "postgresql":  # which may know the table of the other tests by now
+        copy = "CREATE TEMP TABLE background_task (LIKE background_task INCLUDING ALL)"
+        engine.run(f"{copy}; INSERT INTO background_task SELECT * FROM public.background_task")
+    wanted = Wanted(NAMES, queues)
+    claims = claim.hold(engine, wanted, 500)
+    assert len(claims) == 500
+    for behind in {None, claim.place(engine, claims[-1])}:
+        found = plan(engine.connection, *claim._select(engine, wanted, 500, behind=behind))
+        assert re.search("Index Scan|background_task_ready", found)
+        assert not any(word in found for word in ("TEMP B-TREE", "Sort", "filesort", "Bitmap"))
+    with CaptureQueriesContext(engine.connection) as recording, engine.transaction():
+        acknowledge.move(engine, ended(*claims), ME, acknowledge.Owned.HELD)
+    for each in recording:
+        if "background_task" in each["sql"]:
+            found = plan(engine.connection, each["sql"])
+            assert not re.search("Seq Scan on background_task|SCAN background_task", found), found
+
+
+def test_what_a_process_runs_is_found_without_reading_what_waits_for_its_time(
+    engine: Engine,
+) -> None:
+    later = timezone.now() + timedelta(hours=1)
+    new = [Task.objects.new_task("a task", [number], run_at=later) for number in range(3000)]
+    for row in new:
+        row.state = State.SCHEDULED
+    Task.objects.bulk_create(new)
+    engine.run("ANALYZE TABLE background_task" if engine.vendor.has_bell else "ANALYZE")
+    with CaptureQueriesContext(engine.connection) as asked:
+        workers.forgotten(engine)
+        leases.run_by(engine, "another")
+    assert len(asked) == 2
+    for each in asked:
+        if connection.vendor == "postgresql":
+            found = plan(engine.connection, f"(ANALYZE) {each['sql']}")
+            assert not re.search("Removed by Filter: [1-9]", found), found
+        else:
+            found = plan(engine.connection, each["sql"])
+            assert not re.search("SCAN background_task |'rows': '?[0-9]{3}", found), found
 
 
 @pytest.mark.parametrize("ordering", ["DESC", "ASC"])
@@ -511,7 +551,11 @@ def test_what_a_worker_does_once_a_minute_reads_no_table_from_end_to_end(
     asked = [each["sql"] for each in captured if "background_task" in each["sql"]]
     assert asked
     for sql in asked:
-        found = plan(sql)
+        with transaction.atomic(), connection.cursor() as cursor:
+            if connection.vendor == "postgresql":  # which sorts the few rows of a test
+                for way in ("seqscan", "bitmapscan", "sort"):
+                    cursor.execute(f"SET LOCAL enable_{way} = off")
+            found = plan(connection, sql)
         assert re.search("background_task_(ready|unique_key)", found), sql
         assert not re.search("Incremental Sort|B-TREE FOR .*ORDER BY", found), sql
 
@@ -537,6 +581,20 @@ def test_a_claim_that_settles_doubts_does_not_lock_out_the_thread_that_records_a
     runs.drop(batch.kept)
     assert [thread.is_alive() for thread in threads] == [False, False]
     assert Task.objects.filter(locked_by=None).count() == 2
+
+
+def test_what_is_due_behind_many_rows_that_somebody_has_locked_may_run(
+    engine: Engine, vendor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    monkeypatch.setattr(readiness, "AT_ONCE", 3)
+    *locked, free = rows(4)
+    Task.objects.update(state=State.SCHEDULED)
+    with transaction.atomic():
+        assert len(Task.objects.select_for_update().filter(pk__lt=free.pk)) == len(locked)
+        assert readiness.promote(engine) == 1
+    assert Task.objects.get(state=State.READY).pk == free.pk
 
 
 def test_what_cannot_be_taken_is_not_looked_for(engine: Engine) -> None:

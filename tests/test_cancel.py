@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -122,15 +121,13 @@ def row_locks(vendor: str) -> None:
 
 
 @pytest.fixture
-def engine(vendor: str) -> Iterator[Engine]:
-    """A connection of its own, that does not wait for the locks of this one."""
-    engine = Engine("default")
+def engine(engine: Engine, vendor: str) -> Engine:
+    """One that does not wait for the locks of this connection."""
     if vendor == "postgresql":
         engine.run("SET lock_timeout = '1s'")
     elif vendor == "mysql":
         engine.run("SET innodb_lock_wait_timeout = 1")
-    yield engine
-    engine.close()
+    return engine
 
 
 @pytest.mark.usefixtures("row_locks")

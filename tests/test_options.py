@@ -145,6 +145,9 @@ def test_what_contradicts_the_setting_is_told_so(settings: Any) -> None:
         ({"max_tasks": 5}, "has the unknown key 'max_tasks'. The keys are in upper case"),
         ({"THREADS": "two"}, "--threads must be a whole number, not str ('two')"),
         (["THREADS"], "BACKGROUND_TASK_WORKER must be a dict, not list"),
+        ([], "BACKGROUND_TASK_WORKER must be a dict, not list ([])."),
+        ("", "BACKGROUND_TASK_WORKER must be a dict, not str ('')."),
+        (None, "BACKGROUND_TASK_WORKER must be a dict, not NoneType (None)."),
     ],
 )
 def test_a_worker_that_cannot_be_meant_is_found_by_the_checks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,13 +15,6 @@ from background_task.storage import workers
 from background_task.storage.engine import Engine
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine("default")
-    yield engine
-    engine.close()
 
 
 def register(engine: Engine, worker_id: str) -> workers.Suspect:
@@ -117,4 +109,4 @@ def test_what_is_known_to_be_dead_is_rescued_from_whoever_has_beaten_for_it(
 ) -> None:
     suspect = register(engine, "host:1:token")
     workers.beat(engine, "another", [suspect.worker_id])
-    assert workers.rescue(engine, suspect, is_known_dead=True) == 0
+    assert workers.rescue(engine, suspect, ended_by="SIGKILL") == 0

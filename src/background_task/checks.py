@@ -92,8 +92,10 @@ def importable_tasks(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     messages: list[CheckMessage] = []
     for config, error in discovery.broken_modules():
         stops = discovery.stops_worker(config)
-        hint = "Mend the file; until then the worker does not start."
-        if not stops:
+        hint = "Mend the file; until then neither the worker nor runserver starts."
+        if stops:
+            discovery.let_reloader_know(error)
+        else:
             hint = "It belongs to an installed package: the worker starts without its tasks."
         kind, number = (Error, "E003") if stops else (Warning, "W001")
         messages.append(kind(str(error), hint=hint, id=f"background_task.{number}"))

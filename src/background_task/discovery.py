@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any, NoReturn
 
 from django.apps import AppConfig, apps
+from django.utils import autoreload
 from django.utils.module_loading import module_has_submodule
 
 from background_task import logs
@@ -66,3 +69,22 @@ def stops_worker(config: AppConfig) -> bool:
     installed = [sysconfig.get_path(scheme) for scheme in ("purelib", "platlib")]
     in_site_packages = any(Path(config.path).is_relative_to(path) for path in installed)
     return app_settings.BACKGROUND_TASK_STRICT_DISCOVERY or not in_site_packages
+
+
+def watch_modules(sender: autoreload.BaseReloader, **kwargs: Any) -> None:
+    """Let a reloader watch every ``tasks.py``: of one that is broken there is no module."""
+    for config in apps.get_app_configs():
+        sender.watch_dir(config.path, "tasks.py")
+
+
+def let_reloader_know(error: TaskModuleError) -> None:
+    """Let a reloader watch the file that an error names, which a ``tasks.py`` may import.
+
+    It would see for itself what ends its thread, but not what became a message.
+    """
+
+    def fail() -> NoReturn:
+        raise error.__cause__ or error
+
+    with suppress(Exception, SystemExit):
+        autoreload.check_errors(fail)()

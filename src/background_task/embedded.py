@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
-from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from background_task import logs
+from background_task.exceptions import BackgroundTaskError
 from background_task.settings import app_settings
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def start(*, every_process: bool = False) -> None:
     """
     global _worker
     if _worker is None or not _worker.is_of_this_process:
-        _worker = _Embedded(every_process)
+        _worker = _Embedded(every_process, after=_last)
         _worker.start()
 
 
@@ -65,10 +64,10 @@ def stop(timeout: float = LONGEST_STOP) -> None:
     Args:
         timeout: seconds.
     """
-    global _worker
+    global _worker, _last
     if _worker is not None and _worker.is_of_this_process:
         worker, _worker = _worker, None
-        worker.stop(timeout)
+        _last = worker.stop(timeout)
 
 
 def with_worker(application: Application, *, every_process: bool = False) -> Application:
@@ -119,19 +118,26 @@ def start_beside_runserver() -> None:
     """Start a worker, if the setting asks for it, in the process of ``runserver`` that serves."""
     if "runserver" not in sys.argv[1:2] or not app_settings.BACKGROUND_TASK_EMBEDDED:
         return
-    if os.environ.get(DJANGO_AUTORELOAD_ENV) == "true" or "--noreload" in sys.argv:
+    from background_task.worker import reloading
+
+    if reloading.is_restarted() or "--noreload" in sys.argv:
         start()
+        reloading.end_when_told()
     elif threading.current_thread() is threading.main_thread():
-        # This process only watches the other one. Ctrl-C reaches that too, which finishes its task;
-        # an interrupted parent would kill it.
-        signal.signal(signal.SIGINT, lambda signum, frame: None)
+        reloading.hand_on("SIGTERM", "SIGINT")
 
 
 class _Embedded:
-    """The thread."""
+    """The thread.
 
-    def __init__(self, every_process: bool) -> None:
+    Args:
+        every_process: see :func:`start`.
+        after: the thread of the last one in this process, which may run something still.
+    """
+
+    def __init__(self, every_process: bool, after: threading.Thread | None) -> None:
         self._every_process = every_process
+        self._after = after
         self._process = os.getpid()
         self._stopping = threading.Event()
         self._signals: Any = None
@@ -147,8 +153,8 @@ class _Embedded:
         atexit.register(stop)
         self._thread.start()
 
-    def stop(self, timeout: float) -> None:
-        """End the thread, and what it runs."""
+    def stop(self, timeout: float) -> threading.Thread:
+        """End the thread, and what it runs; return the one in which a function may go on."""
         from background_task.worker.shutdown import hand_back
 
         atexit.unregister(stop)
@@ -158,10 +164,15 @@ class _Embedded:
         self._thread.join(timeout)
         if self._thread.is_alive():
             hand_back()
+        after = self._after
+        return after if after is not None and after.is_alive() else self._thread
 
     def _work(self) -> None:
         # Signals are not held off: what a task starts would inherit that.
         apps.ready_event.wait()  # it may be started by an app that is getting ready
+        # Two of one process could not be told apart by others.
+        while self._after is not None and self._after.is_alive() and not self._stopping.is_set():
+            self._after.join(BETWEEN_TRIES)
         from background_task.storage.transient import TRANSIENT, reason
         from background_task.utils import ForcedStop
 
@@ -173,6 +184,9 @@ class _Embedded:
             except TRANSIENT as error:
                 logger.warning("The embedded worker misses the database: %s", reason(error))
                 self._stopping.wait(BETWEEN_TRIES)
+            except BackgroundTaskError as error:  # which says what to do
+                logger.error("The embedded worker cannot start yet: %s", error)
+                self._stopping.wait(AFTER_A_FAILURE)
             except Exception:
                 logger.exception("The embedded worker has failed; trying again")
                 self._stopping.wait(AFTER_A_FAILURE)
@@ -286,3 +300,4 @@ class _Turn:
 
 
 _worker: _Embedded | None = None
+_last: threading.Thread | None = None

@@ -88,7 +88,8 @@ class AppSettings:
 
         The keys are those of the command line in upper case, e.g. ``{"MAX_TASKS": 1000}``.
         """
-        return _first({}, "BACKGROUND_TASK_WORKER") or {}
+        told: dict[str, Any] = _first({}, "BACKGROUND_TASK_WORKER")
+        return told
 
     @property
     def BACKGROUND_TASK_EMBEDDED(self) -> bool:

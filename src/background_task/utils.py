@@ -11,8 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -48,6 +48,8 @@ class SignalManager:
     force_now = False
     signum: int | None = None
     time_to_wait = TTW_FAST
+    # Whether the patience that a stop has with a database that is away is spent.
+    has_waited = False
     # After so many seconds the first signal counts as a second one; None is never.
     patience: float | None = None
 
@@ -122,10 +124,9 @@ class SignalManager:
         if signum is not None:
             self.signum = signum
         if self.kill_now and not self.force_now and self._on_force is not None:
-            # Not threading.Thread: its locks may be held by what this handler interrupts.
-            _thread.start_new_thread(self._on_force, ())
+            _start_thread(self._on_force)
         if not self.kill_now and self.patience is not None:
-            _thread.start_new_thread(self._lose_patience, (self.patience,))
+            _start_thread(self._lose_patience, self.patience)
         self.force_now = self.kill_now
         self.kill_now = True
         self.wake()
@@ -161,12 +162,22 @@ class SignalManager:
     @classmethod
     def is_stopping(cls) -> bool:
         """Tell whether the process was asked to stop, and so has to begin nothing."""
-        return cls._active is not None and cls._active.kill_now
+        return cls.stopping() is not None
+
+    @classmethod
+    def stopping(cls) -> SignalManager | None:
+        """Return what has asked the process to stop; None if nothing has."""
+        return cls._active if cls._active is not None and cls._active.kill_now else None
 
     @classmethod
     def is_forced(cls) -> bool:
         """Tell whether the process was asked to stop at once."""
         return cls._active is not None and cls._active.force_now
+
+    @classmethod
+    def forced_code(cls) -> int | None:
+        """Return the exit code of a process that was asked to stop at once; None if it was not."""
+        return exit_code(cls._active.signum) if cls._active and cls._active.force_now else None
 
     def speed_up(self, signum: int | None, frame: FrameType | None) -> None:
         """Take the next task without a pause."""
@@ -205,6 +216,12 @@ class SignalManager:
             self._wake_write.send(b"\0")
 
 
+def _start_thread(target: Callable[..., None], *args: Any) -> None:
+    """Start a thread in a handler: by threading.Thread it may wait for what it interrupts."""
+    with suppress(RuntimeError):  # Python 3.12 starts none any more when it exits
+        _thread.start_new_thread(target, args)
+
+
 def say(text: str) -> None:
     """Write a line to standard error, past every buffer and lock that a signal may interrupt."""
     with suppress(OSError):
@@ -218,6 +235,23 @@ def hold_off_signals() -> None:
     """
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Hold back what is handled here; what is started within inherits that, and has to end it.
+
+    Until a new process has handlers of its own, a signal to the whole group would kill it.
+    """
+    manager = SignalManager._active
+    if manager is None or not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, manager._previous)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def signal_main_thread(number: int) -> None:

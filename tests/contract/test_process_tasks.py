@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.test import override_settings
 
 from background_task import background
@@ -82,6 +83,35 @@ def test_the_worker_of_a_queue_runs_that_queue_only() -> None:
     call_command("process_tasks", duration=1, sleep=0.1, queue="b")
     assert ran == ["b"]
     assert Task.objects.count() == 2
+
+
+def test_where_nobody_else_sees_the_rows_the_setting_asks_for_no_threads_and_processes(
+    settings: Any,
+) -> None:
+    settings.BACKGROUND_TASK_WORKER = {"PROCESSES": 2, "THREADS": 4, "QUEUE": "b"}
+    ran: list[str] = []
+    proxy = background("queued")(ran.append)
+    for queue in ("a", "b"):
+        proxy(queue, queue=queue)
+    with transaction.atomic():
+        call_command("process_tasks", burst=True)
+    assert ran == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "options", "told"),
+    [
+        ({"EXCLUDE_QUEUE": "a"}, {}, "Leave it out of the setting BACKGROUND_TASK_WORKER."),
+        ({"THREADS": 4}, {"threads": 2}, "--threads cannot be had here.* Leave it out of the call"),
+        ({}, {"processes": 2}, "--processes 2 cannot be had here"),
+    ],
+)
+def test_what_cannot_be_had_where_nobody_else_sees_the_rows_is_refused(
+    settings: Any, setting: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    settings.BACKGROUND_TASK_WORKER = setting
+    with transaction.atomic(), pytest.raises(CommandError, match=told):
+        call_command("process_tasks", burst=True, **options)
 
 
 def test_the_worker_survives_a_task_that_fails() -> None:

@@ -10,8 +10,10 @@ import pytest
 from django.core.management import call_command
 from django.db import connection, connections
 from django.test import override_settings
+from support import wait_until
 
 from background_task import background, signals
+from background_task.execution.runs import runs
 from background_task.models import CompletedTask, Task
 from background_task.tasks import PoolRunner, bg_runner, tasks
 
@@ -68,6 +70,27 @@ def test_no_more_tasks_are_taken_than_there_are_threads(pool: PoolRunner) -> Non
     release.set()
     assert pool.drain(20)
     assert tasks.run_next_task() is True
+
+
+def test_what_waits_for_a_thread_does_not_begin_when_its_row_was_handed_back(
+    pool: PoolRunner,
+) -> None:
+    release, begun = threading.Event(), []
+
+    @background("waits")
+    def waits(number: int) -> None:
+        begun.append(number)
+        release.wait(20)
+
+    for number in range(3):
+        row = waits(number).lock("1")
+        pool.run(waits, row)
+    wait_until(lambda: len(begun) == 2)
+    runs.hand_back()
+    release.set()
+    assert pool.drain(20)
+    assert sorted(begun) == [0, 1]
+    assert set(Task.objects.values_list("locked_by", "attempts")) == {(None, 0)}
 
 
 def test_a_failure_in_a_thread_is_recorded_like_any_other(pool: PoolRunner) -> None:

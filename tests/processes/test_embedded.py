@@ -53,11 +53,49 @@ def test_runserver_runs_tasks_when_the_setting_says_so(
     wait_until(lambda: "Quit the server" in child.text())
     enqueue("slow", "long", 1)
     wait_until(noted("long begins"))
-    os.killpg(child.process.pid, signal.SIGINT)
+    child.send_to_all(signal.SIGINT)
     assert child.wait() == 0, child.text()
     wait_until(noted("long ends"))
     wait_until(lambda: not Worker.objects.exists())
     assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("send", [Child.send, Child.send_to_all])
+def test_a_signal_to_the_process_that_reloads_runserver_lets_what_runs_finish(
+    command: Callable[..., Child], port: str, send: Callable[..., None], number: signal.Signals
+) -> None:
+    enqueue("slow", "long", 1.5)
+    child = command("runserver", port, TEST_EMBEDDED="1")
+    wait_until(noted("long begins"))
+    wait_until(lambda: "Quit the server" in child.text())
+    send(child, number)
+    assert child.wait() == 0, child.text()
+    assert CompletedTask.objects.get().attempts == 1
+    assert not Worker.objects.exists()
+    assert "Traceback" not in child.text()
+
+
+def test_what_takes_too_long_is_handed_back_when_the_web_server_ends(
+    command: Callable[..., Child], port: str
+) -> None:
+    enqueue("slow", "long", 60)
+    child = command("runserver", port, TEST_EMBEDDED="1")
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
+    row = Task.objects.get()
+    assert (row.locked_by, row.attempts, row.losses) == (None, 0, None)
+
+
+def test_without_tables_the_embedded_worker_says_what_to_do_and_no_more(
+    command: Callable[..., Child], port: str, empty_database: str
+) -> None:
+    child = command("runserver", port, "--noreload", TEST_EMBEDDED="1", TEST_NAME=empty_database)
+    wait_until(lambda: "lacks the table background_task" in child.text())
+    wait_until(lambda: "Quit the server" in child.text())
+    assert "run manage.py migrate" in child.text()
+    assert "Traceback" not in child.text()
 
 
 def test_the_events_of_the_servers_life_go_on_to_the_application(
@@ -138,6 +176,18 @@ def test_what_runs_is_finished_when_the_web_server_ends(server: Child) -> None:
     wait_until(CompletedTask.objects.exists)
     server.wait()
     assert not Task.objects.exists()
+
+
+def test_a_worker_that_is_started_again_waits_for_what_the_last_one_runs(
+    command: Callable[..., Child],
+) -> None:
+    enqueue("slow_once", "long", 2)
+    child = command(TEST_MODULE="project.restarting")
+    wait_until(lambda: "started again" in child.text())
+    enqueue("note", "second")
+    wait_until(noted("second"))
+    assert noted("long ends")()
+    assert number() == child.process.pid
 
 
 @pytest.fixture

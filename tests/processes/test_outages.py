@@ -64,16 +64,20 @@ def test_a_server_that_crashes_again_and_again_loses_no_task(
 def test_a_server_that_only_reads_for_a_while_delays_tasks_and_no_more(
     server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
 ) -> None:
-    store("for number in range(100): journal(str(number), 0.02); journal_async(f'a{number}')")
+    # One of them ends for certain while nothing can be written.
+    store(
+        "journal_async('long', 6)\n"
+        "for number in range(100): journal(str(number), 0.02); journal_async(f'a{number}')"
+    )
     worker = start("process_tasks")
-    wait_until(lambda: len(begun(tmp_path)) > 10)
+    wait_until(lambda: len(begun(tmp_path)) > 10 and "long" in begun(tmp_path))
     server.refuse_writes()
-    wait_until(lambda: "Waiting for the database to record" in worker.text())
+    wait_until(lambda: "Waiting for the database to record" in worker.text(), timeout=60)
     before = begun(tmp_path)
     assert len(before) < 150
     server.accept_writes()
-    wait_until(are_done(200))
-    assert_all_succeeded(200)
+    wait_until(are_done(201))
+    assert_all_succeeded(201)
     assert max(begun(tmp_path).values()) == 1
     assert_says_little_and_ends(worker)
 
@@ -90,6 +94,60 @@ def test_what_outlasts_an_outage_is_recorded_afterwards_and_runs_once(
     wait_until(are_done(3))
     assert begun(tmp_path) == {"long": 1, "long-async": 1, "behind": 1}
     assert_says_little_and_ends(worker)
+
+
+def test_what_cannot_be_recorded_before_the_worker_stops_has_not_failed_and_runs_again(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("journal('long', 2); journal_async('async', 2); journal_async('another', 2)")
+    worker = start("process_tasks")
+    wait_until(lambda: len(begun(tmp_path)) == 3)
+    server.crash()
+    worker.process.terminate()
+    wait_until(lambda: worker.text().count("could not be recorded (") == 3, timeout=60)
+    assert worker.wait() == 0
+    assert "Rescheduling" not in worker.text()
+    server.begin()
+    start("process_tasks")
+    wait_until(are_done(3))
+    assert_all_succeeded(3)
+    assert begun(tmp_path) == {"long": 2, "async": 2, "another": 2}
+    assert not CompletedTask.objects.using(ALIAS).exclude(attempts=1).exists()
+
+
+def test_what_must_not_begin_twice_does_not_when_its_end_cannot_be_recorded(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("journal_once('once', 1); journal_once_async('async', 1); journal_until_told('other')")
+    worker = start("process_tasks", "--threads", "2")
+    wait_until(lambda: len(begun(tmp_path)) == 3)
+    server.crash()
+    worker.process.terminate()
+    wait_until(lambda: worker.text().count("must not begin twice") == 2, timeout=60)
+    server.begin()  # so that the worker frees what it has locked
+    (tmp_path / "journal.end").touch()
+    assert worker.wait() == 0
+    start("process_tasks")
+    wait_until(are_done(3))
+    assert begun(tmp_path) == {"once": 1, "async": 1, "other": 1}
+    failed = CompletedTask.objects.using(ALIAS).filter(state=State.FAILED, losses=1)
+    assert failed.count() == 2
+
+
+def test_what_has_failed_in_an_outage_is_recorded_afterwards(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("fail_once('fails', 1)")
+    worker = start("process_tasks")
+    wait_until(lambda: begun(tmp_path))
+    server.crash()
+    wait_until(lambda: worker.text().count("Could not read") > 2)
+    server.begin()
+    wait_until(are_done(1))
+    assert begun(tmp_path) == {"fails": 1}
+    failed = CompletedTask.objects.using(ALIAS).get()
+    assert "on purpose" in failed.last_error
+    assert not failed.losses
 
 
 def test_a_worker_waits_for_a_server_that_is_not_there_yet(

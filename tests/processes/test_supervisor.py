@@ -15,7 +15,7 @@ from notes import enqueue, noted
 from project.models import Note
 from support import Child, wait_until
 
-from background_task.models import CompletedTask, Task, Worker
+from background_task.models import Attempt, CompletedTask, Task, Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -62,7 +62,7 @@ def test_two_processes_run_two_functions_at_a_time(supervisor: Callable[..., Chi
 def test_what_a_killed_process_ran_runs_again_and_another_takes_its_place(
     supervisor: Callable[..., Child],
 ) -> None:
-    enqueue("slow", "long", 1)
+    enqueue("slow", "long", 3)
     child = supervisor()
     wait_until(all_are_there)
     killed = running()
@@ -72,8 +72,30 @@ def test_what_a_killed_process_ran_runs_again_and_another_takes_its_place(
     done = wait_until(CompletedTask.objects.first)
     assert (done.losses, done.attempts) == (1, 1)
     wait_until(lambda: all_are_there() and killed not in numbers())
+    lost = Attempt.objects.get(exception_class_path__endswith="WorkerLostError")
+    assert "it was ended by SIGKILL" in lost.traceback
     assert "was ended by SIGKILL" in child.text()
     assert "1 task(s) that" in child.text(), "the supervisor knew, and did not have to guess"
+
+
+def test_what_a_killed_process_ran_is_taken_at_once_by_another_however_slowly_its_successor_starts(
+    supervisor: Callable[..., Child], tmp_path: Path
+) -> None:
+    (tmp_path / "slow_app").mkdir()
+    (tmp_path / "slow_app" / "__init__.py").touch()
+    gate = tmp_path / "gate"
+    gate.touch()
+    (tmp_path / "slow_app" / "tasks.py").write_text(
+        "import pathlib, time\n"
+        f"while not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.05)\n"
+    )
+    enqueue("slow", "long", 3)
+    supervisor("--sleep", "120", TEST_APPS="slow_app", TEST_PATH=str(tmp_path))
+    wait_until(all_are_there)
+    killed = running()
+    gate.unlink()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(noted("long ends"))
 
 
 def test_a_function_that_ends_its_process_has_failed_in_the_end(
@@ -99,12 +121,36 @@ def test_one_signal_lets_what_runs_finish_even_if_every_process_gets_it(
     wait_until(all_are_there)
     running()
     if to_all:
-        os.killpg(child.process.pid, number)
+        child.send_to_all(number)
     else:
         child.send(number)
     assert child.wait() == 0, child.text()
     assert noted("long ends")()
     assert CompletedTask.objects.get().attempts == 1
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["sitecustomize", "starting"])
+def test_one_signal_to_every_process_stops_the_worker_while_they_start(
+    supervisor: Callable[..., Child], tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
+    (tmp_path / "starting.py").touch()
+    (tmp_path / f"{moment}.py").write_text(
+        "import os, sys\n"
+        "if '--multiprocessing-fork' in sys.orig_argv:\n"
+        "    try:\n"
+        f"        open({str(tmp_path / 'sent')!r}, 'x').close()\n"
+        "    except FileExistsError:\n"
+        "        pass\n"
+        "    else:\n"
+        f"        os.killpg(0, {int(number)})\n"
+    )
+    child = supervisor(TEST_APPS="starting", TEST_PATH=str(tmp_path))
+    assert child.wait() == 0, child.text()
+    assert (tmp_path / "sent").exists()
+    assert "Traceback" not in child.text()
+    assert "was ended by" not in child.text()
     assert not Worker.objects.exists()
 
 
@@ -185,7 +231,7 @@ def test_the_end_of_patience_is_a_second_signal(supervisor: Callable[..., Child]
 def test_processes_finish_and_end_when_their_supervisor_is_killed(
     supervisor: Callable[..., Child],
 ) -> None:
-    enqueue("slow", "long", 1)
+    enqueue("slow", "long", 3)
     child = supervisor()
     wait_until(all_are_there)
     running()
@@ -215,7 +261,7 @@ def test_a_worker_that_is_killed_with_all_its_processes_is_rescued_from(
 def test_a_process_that_is_asked_to_end_finishes_and_is_replaced(
     supervisor: Callable[..., Child],
 ) -> None:
-    enqueue("slow", "long", 1)
+    enqueue("slow", "long", 3)
     supervisor()
     wait_until(all_are_there)
     asked = running()
@@ -235,6 +281,21 @@ def test_processes_are_replaced_after_so_many_tasks(supervisor: Callable[..., Ch
     wait_until(lambda: CompletedTask.objects.count() == 8)
     wait_until(lambda: all_are_there() and not first & set(numbers()))
     assert not CompletedTask.objects.exclude(losses=None).exists()
+
+
+def test_processes_are_replaced_whatever_threads_their_tasks_have_left_behind(
+    supervisor: Callable[..., Child],
+) -> None:
+    for _ in range(2):
+        enqueue("leave_a_thread_behind", "too late", 600)
+        enqueue("leave_a_pool_behind", 600)
+    child = supervisor("--max-tasks", "2")
+    wait_until(lambda: CompletedTask.objects.count() == 4)
+    for number in range(4):
+        enqueue("note", f"task {number}")
+    wait_until(lambda: Note.objects.count() == 4)
+    assert "keep this process" in child.text()
+    assert "was ended by" not in child.text()
 
 
 def test_processes_are_replaced_when_they_use_too_much_memory(

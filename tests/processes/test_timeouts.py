@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from notes import enqueue, noted
@@ -83,6 +84,39 @@ def test_one_that_does_not_give_way_is_ended_with_its_process_which_is_replaced(
     wait_until(noted("still here"))
     assert child.process.poll() is None
     assert (row.losses, Attempt.objects.count()) == (None, 1)
+    os.killpg(child.process.pid, signal.SIGKILL)
+
+
+def test_what_waits_beside_one_that_does_not_give_way_does_not_end_the_worker_that_starts_anew(
+    worker: Callable[..., Child],
+) -> None:
+    other = enqueue("wait_for_a_word", "other")
+    enqueue("overstay_async", "long", "block")
+    child = worker()
+    failed()
+    wait_until(lambda: Note.objects.filter(text="other begins").count() == 2)
+    enqueue("query_async", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+    row = Task.objects.get(pk=other.pk)
+    assert (row.attempts, row.losses) == (0, None)
+    os.killpg(child.process.pid, signal.SIGKILL)
+
+
+def test_what_has_ended_beside_one_that_does_not_give_way_is_recorded(
+    worker: Callable[..., Child], tmp_path: Path
+) -> None:
+    # Batches of many, so that in each moment but few there is one that has ended and waits.
+    short = [Task.objects.new_task("project.tasks.journal", [n, 0.002]) for n in range(4000)]
+    Task.objects.bulk_create(short)
+    enqueue("overstay_async", "long", "block")
+    child = worker(TEST_JOURNAL=str(tmp_path / "journal"))
+    failed()
+    enqueue("query_async", "still here")
+    wait_until(noted("still here"))
+    assert child.process.poll() is None
+    assert not Task.objects.exclude(losses=None).exists()
+    assert not CompletedTask.objects.exclude(losses=None).exists()
     os.killpg(child.process.pid, signal.SIGKILL)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import selectors
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +14,21 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 from django.utils import timezone
-from notes import noted
+from notes import enqueue, noted
 from project.models import Note
-from project.tasks import note
 from support import Child, wait_until
 
-from background_task import vendors
 from background_task._compat import HAS_TASKS
 from background_task.models import CompletedTask, Task, Worker
-from background_task.records import Wanted
-from background_task.states import State
-from background_task.storage import workers
 from background_task.storage.engine import Engine
-from background_task.storage.notifications import BETWEEN_NOTICES, NEW
-from background_task.worker import lookout as looking
-from background_task.worker.lookout import BETWEEN_LOOKS, MOMENTS, Lookout
+from background_task.storage.notifications import NEW
+from background_task.tasks import tasks
+from background_task.utils import TTW_FAST
+from background_task.worker.budget import Budget, Grant
+from background_task.worker.coroutines import Coroutines
+from background_task.worker.lookout import LEAST_SLEEP
+from background_task.worker.options import Options, Queues
+from background_task.worker.process import Process
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -247,153 +246,88 @@ def test_what_is_told_with_the_answer_to_a_statement_is_heard_too() -> None:
         engine.close()
 
 
-class Waiting:
-    """Who waits for a task of one name, or is busy."""
+class Pausing:
+    """Signals of a project's own, which stop a worker when it has waited often, or never does."""
 
-    hears = False
+    time_to_wait = TTW_FAST
 
-    def __init__(self, name: str, *, is_hungry: bool, is_busy: bool = True) -> None:
-        self._wanted = Wanted(frozenset([name]))
-        self.is_hungry = is_hungry
-        self.is_busy = is_busy
+    def __init__(self) -> None:
         self.looks = 0
-        self.looked = 0.0
-        self.woken = threading.Event()
+        self.pauses: list[float] = []
 
-    def wanted(self) -> Wanted:
+    @property
+    def kill_now(self) -> bool:
         self.looks += 1
-        self.looked = time.monotonic()
-        return self._wanted
+        return len(self.pauses) >= 5 or self.looks >= 1000
 
-    def wake(self) -> None:
-        self.woken.set()
+    def wait(self, seconds: float, *files: int) -> bool:
+        self.pauses.append(seconds)
+        time.sleep(seconds)
+        return False
 
 
-class Becoming(Waiting):
-    """Who begins to wait in the moment in which somebody asks, and was not told yet that he does.
+@pytest.mark.parametrize(("threads", "is_told"), [(1, True), (4, True), (1, False)])
+def test_a_worker_that_is_to_sleep_for_no_time_waits_between_two_looks(
+    threads: int, is_told: bool
+) -> None:
+    signals = Pausing()
+    # In a transaction nobody else sees the rows, so nobody tells.
+    with nullcontext() if is_told else transaction.atomic():
+        Process(tasks, Options.of({"sleep": 0, "threads": threads}), signals).run()
+    assert len(signals.pauses) == 5
+    assert min(signals.pauses) >= LEAST_SLEEP
 
-    ``then`` is called in that moment, once it is set.
-    """
+
+class Waking(Budget):
+    """A budget of which ``then`` is called, once, when tasks were claimed and none was found."""
 
     then: Callable[[], None] | None = None
 
-    @property
-    def is_hungry(self) -> bool:
-        was_hungry = self._is_hungry
-        if self.then is not None:
-            then, self.then, self._is_hungry = self.then, None, True
+    @contextmanager
+    def grant(self, count: int) -> Iterator[Grant]:
+        with super().grant(count) as grant:
+            yield grant
+        if self.then is not None and not grant.taken:
+            then, self.then = self.then, None
             then()
-        return was_hungry
-
-    @is_hungry.setter
-    def is_hungry(self, value: bool) -> None:
-        self._is_hungry = value
 
 
-@contextmanager
-def looking_out(*drivers: Waiting) -> Iterator[Lookout]:
-    lookout = Lookout("default", name="", queues="*", drivers=drivers, sleep=120)
-    lookout.start()
+def test_who_is_woken_while_he_claims_coroutines_claims_once_more() -> None:
+    budget = Waking()
+    coroutines = Coroutines(tasks, Queues(), None, 4, budget, on_hunger=lambda: None)
+
+    def store() -> None:
+        Task.objects.new_task("project.tasks.query_async", ["late"]).save()
+        coroutines.wake()
+
+    budget.then = store
+    coroutines.start()
     try:
-        yield lookout
+        wait_until(noted("late"))
     finally:
-        lookout.stop()
+        coroutines.close()
 
 
-def test_who_begins_to_wait_while_others_are_about_to_be_looked_for_is_looked_for_too() -> None:
-    busy = Becoming("project.tasks.note", is_hungry=False)
-    other = Waiting("project.tasks.query_async", is_hungry=False)
-    with looking_out(busy, other) as lookout:
-
-        def become_hungry() -> None:
-            lookout.expect_hunger()
-            other.is_hungry = True
-            Task.objects.new_task("project.tasks.note", ["unheard"]).save()
-            connection.close()  # that of the lookout's thread
-
-        wait_until(lambda: busy.looks >= 2)
-        busy.then = become_hungry
-        assert busy.woken.wait(20)
-
-
-def test_after_news_there_is_a_look_for_what_nobody_may_tell_of_whoever_waits() -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("only PostgreSQL tells over a connection")
-    busy = Becoming("project.tasks.note", is_hungry=False)
-    with looking_out(busy) as lookout:
-        wait_until(lambda: busy.looks >= 2)
-        busy.then = lookout.expect_hunger
-        vendors.of(connection).notify(connection, NEW, "")
-        told = time.monotonic()
-        wait_until(lambda: busy.looked > told + BETWEEN_NOTICES)
-
-
-def test_what_sqlite_tells_of_before_it_can_be_read_is_found_by_who_begins_to_wait_then(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_module_that_takes_signals_is_imported_where_it_may_do_so(
+    idle: Callable[..., Child], tmp_path: Path
 ) -> None:
-    if connection.vendor != "sqlite":
-        pytest.skip("the others tell of what can be read")
-    monkeypatch.setattr(workers, "BETWEEN_BEATS", 60)  # a beat changes the file, too
-    busy = Becoming("project.tasks.note", is_hungry=False)
-    with looking_out(busy) as lookout:
-        wait_until(lambda: busy.looks >= 2)
-        busy.then = lookout.expect_hunger
-        told = time.monotonic()
-        os.utime(connection.settings_dict["NAME"])
-        wait_until(lambda: busy.looked > told + MOMENTS[-1] / 2)
-
-
-def test_who_was_busy_when_others_were_looked_for_is_looked_for_as_soon_as_he_waits() -> None:
-    other = Waiting("project.tasks.query_async", is_hungry=True)
-    busy = Waiting("project.tasks.note", is_hungry=False)
-    with looking_out(other, busy) as lookout:
-        wait_until(lambda: other.looks >= 2)  # when it has begun it looks once more
-        Task.objects.new_task("project.tasks.note", ["unheard"]).save()  # which tells nobody
-        looks = other.looks
-        lookout.poke()
-        wait_until(lambda: other.looks > looks)
-        busy.is_hungry = True
-        lookout.expect_hunger()
-        assert busy.woken.wait(20)
-
-
-def test_who_has_nothing_to_take_makes_nobody_wait_for_a_look(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if connection.vendor != "sqlite":
-        pytest.skip("the others tell of rows, so that nobody has to look first")
-    monkeypatch.setattr(workers, "BETWEEN_BEATS", 60)
-    monkeypatch.setattr(looking, "LONGEST_REST", 60)
-    monkeypatch.setattr(looking, "LARGEST_SHARE_OF_TIME", 1e-6)
-    hungry = Waiting("project.tasks.note", is_hungry=True)
-    without_tasks = Waiting("of.nobody", is_hungry=False, is_busy=False)
-    with looking_out(hungry, without_tasks):
-        wait_until(lambda: hungry.looks >= 2)
-        note("told")
-        assert hungry.woken.wait(20)
-
-
-def test_a_row_that_is_due_and_locked_by_somebody_is_looked_for_now_and_then_only() -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("SQLite locks no row by itself, and MySQL is asked now and then anyway")
-    row = Task.objects.new_task("project.tasks.note", ["locked"])
-    row.save()
-    due = timezone.now()
-    Task.objects.filter(pk=row.pk).update(state=State.SCHEDULED, run_at=due)
-    hungry = Waiting("project.tasks.note", is_hungry=True)
-    lookout = Lookout("default", name="", queues="*", drivers=[hungry], sleep=120)
-    try:
-        with transaction.atomic():
-            Task.objects.select_for_update().get(pk=row.pk)
-            lookout.start()
-            wait_until(lambda: hungry.looks >= 3)  # when it has begun it looks once more
-            looks, began = hungry.looks, hungry.looked
-            wait_until(lambda: hungry.looks >= looks + 3)
-            assert hungry.looked - began > 2 * BETWEEN_LOOKS
-            assert not hungry.woken.is_set()
-        assert hungry.woken.wait(20)
-    finally:
-        lookout.stop()
+    if not HAS_TASKS:
+        pytest.skip("there is no django.tasks")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").touch()
+    (tmp_path / "app" / "jobs.py").write_text(
+        "import signal\n"
+        "from background_task._compat import django_tasks\n"
+        "signal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
+        "@django_tasks.task\n"
+        "def say(text):\n"
+        "    print(text)\n"
+    )
+    child = idle("--sleep", "0.2", TEST_APPS="app", TEST_PATH=str(tmp_path))
+    enqueue("slow", "long", 1.5)  # other threads are not to import it meanwhile
+    wait_until(noted("long begins"))
+    Task.objects.new_task("app.jobs.say", ["heard"]).save()
+    wait_until(lambda: "heard" in child.text())
 
 
 def test_nothing_piles_up_of_which_a_worker_is_told_while_a_function_runs(

@@ -1,4 +1,4 @@
-"""The worker in a real process: how it stops, and what it survives."""
+"""The worker in a real process: what it runs, and what it survives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.core.management import call_command
 from django.db import connection, transaction
 from django.utils import timezone
 from notes import enqueue, noted
@@ -19,7 +18,8 @@ from project.models import Note
 from project.tasks import note
 from support import Child, break_other_connections, wait_until
 
-from background_task.models import CompletedTask, Task
+from background_task.models import CompletedTask, Task, Worker
+from background_task.states import State
 from background_task.tasks import tasks
 from background_task.utils import SignalManager
 
@@ -27,84 +27,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 # select() takes no file of a higher number.
 SELECTABLE = 1024
-
-
-def stop_at_once(child: Child, timeout: float) -> None:
-    """Ask for an end once, and again when that was heard; the worker ends as forced."""
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait(timeout) == 128 + signal.SIGINT, child.text()
-
-
-STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGTSTP]
-
-
-@pytest.mark.parametrize("number", STOPS)
-def test_a_signal_lets_the_running_task_finish_and_takes_no_other(
-    worker: Callable[..., Child], number: signal.Signals
-) -> None:
-    enqueue("slow", "first", 1)
-    enqueue("slow", "second", 1)
-    child = worker()
-    wait_until(noted("first begins"))
-    child.send(number)
-    assert child.wait() == 0, child.text()
-    assert noted("first ends")()
-    assert CompletedTask.objects.get().attempts == 1
-    assert (Task.objects.get().locked_by, Task.objects.get().attempts) == (None, 0)
-
-
-@pytest.mark.parametrize("number", STOPS)
-def test_a_signal_ends_an_idle_worker_at_once(
-    worker: Callable[..., Child], number: signal.Signals
-) -> None:
-    enqueue("note", "awake")
-    child = worker("--sleep", "60")
-    wait_until(noted("awake"))
-    child.send(number)
-    assert child.wait(timeout=5) == 0, child.text()
-
-
-@pytest.mark.parametrize("threads", [False, True])
-def test_a_second_signal_hands_the_running_task_back_without_counting_the_attempt(
-    worker: Callable[..., Child], threads: bool
-) -> None:
-    enqueue("slow", "long", 60)
-    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
-    wait_until(noted("long begins"))
-    stop_at_once(child, timeout=10)
-    row = Task.objects.get()
-    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
-
-
-@pytest.mark.parametrize("threads", [False, True])
-def test_a_second_signal_cancels_an_async_task_and_hands_it_back(
-    worker: Callable[..., Child], threads: bool
-) -> None:
-    enqueue("slow_async", "long", 60)
-    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
-    wait_until(noted("long begins"))
-    stop_at_once(child, timeout=15)
-    assert noted("long is cancelled")() or threads
-    row = Task.objects.get()
-    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
-
-
-@pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=" ".join)
-@pytest.mark.parametrize("how", ["ignores", "blocks", "asyncio"])
-def test_signals_that_a_task_has_taken_are_taken_back(
-    worker: Callable[..., Child], how: str, options: list[str]
-) -> None:
-    for _ in range(6):
-        enqueue("take_signals", how)
-    child = worker(*options)
-    wait_until(lambda: CompletedTask.objects.count() == 6)
-    enqueue("slow", "last", 1.0)
-    wait_until(noted("last begins"))
-    child.send(signal.SIGTERM)
-    assert child.wait() == 0
-    assert noted("last ends")()
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Bogota"])
@@ -173,52 +95,6 @@ def test_a_child_that_an_async_task_forks_does_not_live_on(
         os.killpg(child.process.pid, 0)
 
 
-@pytest.mark.parametrize("threads", [False, True])
-@pytest.mark.parametrize(
-    "name", ["blocking_async", "thread_of_async", "stubborn_async", "threads_of_its_own"]
-)
-def test_a_second_signal_ends_the_process_whatever_the_task_waits_for(
-    worker: Callable[..., Child], name: str, threads: bool
-) -> None:
-    enqueue(name, "long", 60)
-    child = worker(**({"TEST_RUN_ASYNC": "1"} if threads else {}))
-    wait_until(noted("long begins"))
-    stop_at_once(child, timeout=20)
-    row = Task.objects.get()
-    assert (row.locked_by, row.attempts, row.last_error) == (None, 0, "")
-    assert "Traceback" not in child.text()
-
-
-def test_a_second_signal_ends_the_process_although_the_database_is_locked(
-    worker: Callable[..., Child], vendor: str
-) -> None:
-    if vendor != "sqlite":
-        pytest.skip("only SQLite locks the whole database")
-    for number in range(2):
-        enqueue("slow", f"task {number}", 60)
-    child = worker(TEST_RUN_ASYNC="1")
-    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
-    with connection.cursor() as cursor:
-        cursor.execute("BEGIN IMMEDIATE")
-        stop_at_once(child, timeout=20)
-        cursor.execute("ROLLBACK")
-    assert "Traceback" not in child.text()
-
-
-@pytest.mark.parametrize("number", STOPS)
-def test_a_signal_that_comes_while_the_process_ends_does_not_kill_it(
-    worker: Callable[..., Child], number: signal.Signals
-) -> None:
-    enqueue("note", "awake")
-    child = worker()
-    wait_until(noted("awake"))
-    child.send(number)
-    while child.process.poll() is None:
-        child.send(number)
-        time.sleep(0.002)
-    assert child.wait() == 0, child.text()
-
-
 def test_a_task_that_closes_every_file_ends_its_worker_and_no_other_task(
     worker: Callable[..., Child],
 ) -> None:
@@ -251,17 +127,6 @@ def test_what_is_printed_goes_to_the_log_where_no_handler_is_configured(
     assert "SystemExit" in child.text()
 
 
-def test_threads_finish_what_they_run_before_the_worker_ends(worker: Callable[..., Child]) -> None:
-    for number in range(2):
-        enqueue("slow", f"task {number}", 1)
-    child = worker(TEST_RUN_ASYNC="1")
-    wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
-    child.send(signal.SIGTERM)
-    assert child.wait() == 0, child.text()
-    assert CompletedTask.objects.count() == 2
-    assert not Task.objects.exists()
-
-
 def test_a_free_thread_takes_the_next_task_without_waiting_for_the_poll(
     worker: Callable[..., Child],
 ) -> None:
@@ -271,20 +136,6 @@ def test_a_free_thread_takes_the_next_task_without_waiting_for_the_poll(
     worker("--sleep", "30", TEST_RUN_ASYNC="1")
     wait_until(lambda: CompletedTask.objects.count() == 12)
     assert time.monotonic() - begun < 30
-
-
-def test_the_duration_ends_after_the_running_task(worker: Callable[..., Child]) -> None:
-    enqueue("slow", "first", 2)
-    child = worker("--duration", "1")
-    assert child.wait() == 0
-    assert noted("first ends")()
-    assert CompletedTask.objects.exists()
-
-
-def test_an_idle_worker_ends_with_its_duration_however_long_it_sleeps(
-    worker: Callable[..., Child],
-) -> None:
-    assert worker("--duration", "1", "--sleep", "60").wait(timeout=15) == 0
 
 
 @pytest.mark.parametrize("how", ["exit", "interrupt"])
@@ -324,6 +175,23 @@ def test_what_a_process_ran_that_is_no_worker_runs_again_when_a_worker_starts_on
     wait_until(noted("long begins"))
     row.refresh_from_db()
     assert (row.losses, row.attempts) == (1, 0)
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_worker_that_has_ended_is_warned_of_only_if_it_ran_something(
+    worker: Callable[..., Child], is_busy: bool
+) -> None:
+    first = worker()
+    wait_until(Worker.objects.exists)
+    if is_busy:
+        enqueue("slow", "long", 60)
+        wait_until(noted("long begins"))
+    first.end()
+    second = worker("--threads", "2")
+    enqueue("note", "after")
+    wait_until(noted("after"))  # it takes nothing before it has looked for those that are dead
+    assert ("is dead; 1 task(s)" in second.text()) is is_busy
+    assert is_busy or "is dead" not in second.text()
 
 
 def test_slow_and_fast_pace_are_chosen_by_signals(worker: Callable[..., Child]) -> None:
@@ -378,6 +246,46 @@ def test_a_sqlite_file_that_is_locked_for_long_delays_the_outcome_only(
     assert "database is locked" in row.last_error
 
 
+def test_an_idle_worker_says_that_a_sqlite_file_is_locked_and_does_not_stumble(
+    worker: Callable[..., Child], vendor: str
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("only SQLite locks the whole database")
+    child = worker(TEST_SQLITE_TIMEOUT="0.1")
+    enqueue("note", "at work")
+    wait_until(noted("at work"))
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN EXCLUSIVE")
+        wait_until(lambda: "The heart of this worker misses the database" in child.text())
+        cursor.execute("COMMIT")
+    wait_until(lambda: "The database answers again" in child.text())
+    assert "stumbled" not in child.text()
+
+
+def test_while_a_sqlite_file_is_locked_what_must_not_begin_twice_is_not_freed(
+    worker: Callable[..., Child], vendor: str, tmp_path: Path
+) -> None:
+    if vendor != "sqlite":
+        pytest.skip("the others are really away in test_outages.py")
+    journal = tmp_path / "journal"
+    enqueue("journal_once", "once", 1)
+    enqueue("journal_once_async", "async", 1)
+    enqueue("journal_until_told", "other")
+    child = worker("--threads", "2", TEST_SQLITE_TIMEOUT="0.1", TEST_JOURNAL=str(journal))
+    wait_until(lambda: journal.exists() and len(journal.read_text().split()) == 3)
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        child.process.terminate()
+        wait_until(lambda: child.text().count("must not begin twice") == 2, timeout=60)
+        cursor.execute("COMMIT")
+    (tmp_path / "journal.end").touch()
+    assert child.wait() == 0
+    worker(TEST_JOURNAL=str(journal))
+    wait_until(lambda: not Task.objects.exists())
+    assert sorted(journal.read_text().split()) == ["async", "once", "other"]
+    assert CompletedTask.objects.filter(state=State.FAILED, losses=1).count() == 2
+
+
 def test_a_broken_tasks_module_stops_the_worker_and_names_the_file(
     worker: Callable[..., Child], tmp_path: Path
 ) -> None:
@@ -398,114 +306,6 @@ def test_a_worker_without_tables_says_what_to_do(
     child = worker(TEST_NAME=empty_database)
     assert child.wait() == 1
     assert "manage.py migrate" in child.text()
-
-
-def test_the_command_gives_the_signals_back() -> None:
-    before = [signal.getsignal(number) for number in (*STOPS, signal.SIGUSR1, signal.SIGUSR2)]
-    call_command("process_tasks", duration=1, sleep=0.01)
-    after = [signal.getsignal(number) for number in (*STOPS, signal.SIGUSR1, signal.SIGUSR2)]
-    assert after == before
-
-
-def test_the_command_works_outside_the_main_thread() -> None:
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call_command("process_tasks", duration=1, sleep=0.01)
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive()
-    assert errors == []
-
-
-def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
-    worker: Callable[..., Child], tmp_path: Path
-) -> None:
-    (tmp_path / "reloaded").mkdir()
-    (tmp_path / "reloaded" / "__init__.py").touch()
-    imported = tmp_path / "imported"
-    code = (
-        "from pathlib import Path\n"
-        "from background_task import background\nfrom project.models import Note\n"
-        f"Path({str(imported)!r}).write_text({{text!r}})\n"
-        "@background(every=3600)\ndef tick():\n    Note.objects.create(text={text!r})\n"
-    )
-    module = tmp_path / "reloaded" / "tasks.py"
-    module.write_text(code.format(text="before"))
-    child = worker("--dev", TEST_APPS="reloaded", TEST_PATH=str(tmp_path))
-    wait_until(noted("before"))
-    module.write_text(code.format(text="after"))
-    touched = time.time()
-
-    def is_imported() -> bool:
-        # A change made before the reloader's first look is none, so there may be another.
-        nonlocal touched
-        if time.time() > touched:
-            touched = time.time() + 5
-            os.utime(module, (touched, touched))
-        return imported.read_text() == "after"
-
-    def reloaded() -> bool:
-        Task.objects.filter(run_at__gt=timezone.now()).update(run_at=timezone.now())
-        return noted("after")()
-
-    wait_until(is_imported, timeout=60)
-    wait_until(reloaded, timeout=60)
-    assert child.process.poll() is None
-    os.killpg(child.process.pid, signal.SIGINT)
-    assert child.wait(timeout=15) == 0, child.text()
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("def (", "SyntaxError"),
-        ("background(queue=5)(print)", "queue must be text"),
-        ("from reloaded import helper", "SyntaxError"),
-    ],
-)
-def test_the_autoreloader_waits_until_what_is_broken_is_mended(
-    worker: Callable[..., Child], tmp_path: Path, line: str, told: str
-) -> None:
-    (tmp_path / "reloaded").mkdir()
-    (tmp_path / "reloaded" / "__init__.py").touch()
-    module = tmp_path / "reloaded" / "tasks.py"
-    module.write_text("from background_task import background\n")
-    helper = tmp_path / "reloaded" / "helper.py"
-    enqueue("note", "before")
-    child = worker("--dev", TEST_APPS="reloaded", TEST_PATH=str(tmp_path))
-    wait_until(noted("before"))
-
-    def write(file: Path, text: str, condition: Callable[[], bool]) -> None:
-        file.write_text(text)
-        touched = time.time()
-
-        def is_noticed() -> bool:
-            # A change made before the reloader's first look is none, so there may be another.
-            nonlocal touched
-            if time.time() > touched:
-                touched = time.time() + 5
-                os.utime(file, (touched, touched))
-            return condition()
-
-        wait_until(is_noticed, timeout=60)
-
-    helper.write_text("def (\n")
-    text = f"from background_task import background\n{line}\n"
-    write(module, text, lambda: told in child.text())
-    assert child.process.poll() is None
-    enqueue("note", "after")
-    broken = helper if "helper" in line else module
-    write(broken, "from background_task import background\n", noted("after"))
-    os.killpg(child.process.pid, signal.SIGINT)
-    assert child.wait(timeout=15) == 0, child.text()
 
 
 def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
@@ -541,37 +341,6 @@ def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
     assert int(names[0][3]) < 10
     assert 200 < int(names[1][3]) <= 300
     assert 3500 < int(names[2][3]) <= 3600
-
-
-@pytest.mark.parametrize("options", [[], ["--threads", "2"]])
-def test_after_the_duration_what_runs_has_as_long_as_after_a_signal(
-    worker: Callable[..., Child], options: list[str]
-) -> None:
-    enqueue("slow", "long", 60)
-    child = worker("--duration", "2", "--shutdown-timeout", "0.5", *options)
-    wait_until(noted("long begins"))
-    assert child.wait() == 128 + signal.SIGTERM
-    assert Task.objects.get().locked_by is None
-
-
-@pytest.mark.parametrize("name", ["stay_once", "stay_once_async"])
-@pytest.mark.parametrize("options", [[], ["--threads", "2"], ["--shutdown-timeout", "1"]])
-def test_what_must_not_begin_twice_has_failed_when_it_is_cut_off(
-    worker: Callable[..., Child], name: str, options: list[str]
-) -> None:
-    enqueue(name, "long")
-    child = worker(*options)
-    wait_until(noted("long begins"))
-    child.send(signal.SIGTERM)
-    if "--shutdown-timeout" not in options:
-        wait_until(lambda: "Stopping" in child.text())
-        child.send(signal.SIGTERM)
-    child.wait()
-    assert Task.objects.get().losses == 1
-    worker()
-    failed = wait_until(CompletedTask.objects.first)
-    assert "WorkerLostError" in failed.last_error
-    assert Note.objects.count() == 1
 
 
 def test_on_sqlite_a_short_lock_does_not_keep_an_idle_worker_from_new_tasks(
@@ -622,6 +391,25 @@ def test_a_task_that_follows_an_outage_does_not_get_a_connection_that_was_cut(
         wait_until(lambda number=number: CompletedTask.objects.count() == number + 1)
         break_other_connections()
     assert set(CompletedTask.objects.values_list("attempts", flat=True)) == {1}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threads": "3"}, {"processes": "2"}, {"TEST_RUN_ASYNC": "1"}], ids=str
+)
+def test_a_pool_of_connections_that_is_exhausted_lets_no_task_fail(
+    worker: Callable[..., Child], vendor: str, options: dict[str, str]
+) -> None:
+    if vendor != "postgresql":
+        pytest.skip("Django has a pool for PostgreSQL only")
+    for number in range(20):
+        enqueue("query_async", f"async {number}")
+        enqueue("slow", f"function {number}", 0.1)
+        enqueue("write_atomically", f"atomic {number}")
+    named = [each for name in options if name.islower() for each in (f"--{name}", options[name])]
+    set_here = {name: value for name, value in options.items() if name.isupper()}
+    child = worker(*named, TEST_POOL="1", **set_here)
+    wait_until(lambda: CompletedTask.objects.count() == 60)
+    assert CompletedTask.objects.succeeded().filter(attempts=1).count() == 60, child.text()
 
 
 def test_a_lock_on_the_whole_table_and_a_held_batch_do_not_wait_for_each_other(

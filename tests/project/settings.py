@@ -50,6 +50,10 @@ else:
 
 if "TEST_PERSISTENT" in os.environ:
     DATABASE["CONN_MAX_AGE"] = None
+if "TEST_POOL" in os.environ:
+    options = DATABASE.setdefault("OPTIONS", {})
+    assert isinstance(options, dict)
+    options["pool"] = {"min_size": 1, "max_size": 1, "timeout": 1}
 if "TEST_ZONE" in os.environ:
     DATABASE["TIME_ZONE"] = os.environ["TEST_ZONE"]
 

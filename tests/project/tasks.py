@@ -6,6 +6,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +64,35 @@ def journal(text, seconds=0.0):
 async def journal_async(text, seconds=0.0):
     _write_into_journal(text)
     await asyncio.sleep(seconds)
+
+
+@background(on_worker_loss="fail")
+def slow_once(text, seconds):
+    slow.task_function(text, seconds)
+
+
+@background(on_worker_loss="fail")
+def journal_once(text, seconds=0.0):
+    journal.task_function(text, seconds)
+
+
+@background(on_worker_loss="fail")
+async def journal_once_async(text, seconds=0.0):
+    await journal_async.task_function(text, seconds)
+
+
+@background(on_worker_loss="fail", max_attempts=1)
+def fail_once(text, seconds):
+    journal.task_function(text, seconds)
+    raise ValueError("on purpose")
+
+
+@background
+def journal_until_told(text):
+    """Write into the file, and end when there is one beside it."""
+    _write_into_journal(text)
+    while not os.path.exists(os.environ["TEST_JOURNAL"] + ".end"):
+        time.sleep(0.05)
 
 
 @background
@@ -312,7 +343,6 @@ def _spin():
 
 def _stay(text, how):
     try:
-        Note.objects.create(text=f"{text} begins")
         if how == "loop":
             _spin()
         if how == "lock":  # nothing else in Python gets to run
@@ -325,6 +355,7 @@ def _stay(text, how):
         Note.objects.create(text=f"{text} tidies up")
 
 
+# Those with a time-out ask the database nothing first: on a busy machine that may take as long.
 @background(timeout=0.5)
 def overstay(text, how):
     _stay(text, how)
@@ -337,12 +368,12 @@ def overstay_once(text, how):
 
 @background
 def stay(text, how):
+    Note.objects.create(text=f"{text} begins")
     _stay(text, how)
 
 
 async def _stay_async(text, how):
     try:
-        await Note.objects.acreate(text=f"{text} begins")
         while how == "stubborn":
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
@@ -360,6 +391,7 @@ async def overstay_async(text, how):
 
 @background
 async def stay_async(text, how):
+    await Note.objects.acreate(text=f"{text} begins")
     await _stay_async(text, how)
 
 
@@ -420,3 +452,29 @@ async def keep_the_loop(seconds):
 async def wait_async(text):
     await Note.objects.acreate(text=f"{text} begins")
     await asyncio.sleep(60)
+
+
+@background
+def wait_for_a_word(text):
+    """Wait for one that nobody says; the wait ends when the other end is closed."""
+    ear, mouth = socket.socketpair()
+    with ear, mouth:
+        Note.objects.create(text=f"{text} begins")
+        ear.recv(1)
+
+
+@background
+def leave_a_thread_behind(text, seconds):
+    """Be done, while a thread takes so many seconds more to make a note."""
+
+    def make_a_note():
+        time.sleep(seconds)
+        Note.objects.create(text=text)
+        connections.close_all()
+
+    threading.Thread(target=make_a_note, name="left behind").start()
+
+
+@background
+def leave_a_pool_behind(seconds):
+    ThreadPoolExecutor(thread_name_prefix="pool").submit(time.sleep, seconds)

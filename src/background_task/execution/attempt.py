@@ -11,10 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import logs, signals, vendors
 from background_task._compat import HAS_TASKS
@@ -24,11 +26,12 @@ from background_task.exceptions import BackgroundTaskError, TaskCancelledError, 
 from background_task.execution.call import call
 from background_task.execution.connections import refuse_left_open, undisturbed
 from background_task.execution.notices import Notices
-from background_task.execution.runs import Run, runs
+from background_task.execution.runs import Keeping, Run, runs
 from background_task.models import CompletedTask, Task
 from background_task.settings import app_settings
 from background_task.storage import finish
-from background_task.storage.transient import HURRIED, TRANSIENT
+from background_task.storage.transient import HURRIED, TRANSIENT, UnrecordedError, outlast
+from background_task.utils import ForcedStop
 
 
 class Attempt:
@@ -71,7 +74,7 @@ class Attempt:
             self.task = _stored_row(self.proxy, args, kwargs)
             self.run = runs.begin(self.task)
             self.run.give_up = self._give_up
-        self.resume()
+        self._know()
         if self.task is not None:
             _check_losses(self.task)
         with undisturbed():
@@ -84,7 +87,12 @@ class Attempt:
         return args, kwargs or {}
 
     def resume(self) -> None:
-        """Know what the declaration says, where the body has run without being announced."""
+        """Go on with an attempt whose body has run without being announced."""
+        self._know()
+        self.run.has_begun = True
+
+    def _know(self) -> None:
+        """Know what the declaration says."""
         self._notices = Notices(self.proxy, self.task)
         if self.task is not None:
             self.task.policy = self._notices.policy
@@ -109,27 +117,53 @@ class Attempt:
         Raises:
             ForcedStop, BaseException: see :func:`call`.
         """
-        self.run.has_begun = True
         if not self.is_atomic:
-            return call(self.function, args, kwargs, self.run, self.timeout)
+            return self._call(args, kwargs)
         assert self.task is not None
-        claimed, delays = dict(self.task.__dict__), iter(HURRIED)
+        claimed, delays = finish.as_claimed(self.task), iter(HURRIED)
         while True:
+            self.run.has_begun = False
             try:
                 return self._run_atomically(self.task, args, kwargs)
             except BaseException as error:
-                was_over, self.run.is_over = self.run.is_over, False
                 self.task.__dict__.update(claimed)  # it is not in the history after all
-                is_transient = isinstance(error, TRANSIENT) and was_over
-                is_inside = connections[self.task.database].in_atomic_block
-                delay = next(delays, None) if is_transient and not is_inside else None
-                if delay is None:
+                if self.run.is_given_up:  # and is not to begin again
+                    raise
+                was_over, self.run.is_over = self.run.is_over, False
+                connection = connections[self.task.database]
+                if connection.in_atomic_block or not isinstance(error, Exception):
+                    raise
+                if not self.run.has_begun and isinstance(error, TRANSIENT):
+                    # It may not be charged with that. As soon as one can begin, it does.
+                    outlast(connection, "begin a transaction", partial(_begin, connection))
+                    continue
+                if not was_over:
+                    raise
+                # A deferred constraint, which is the body's own fault as any other error of it.
+                is_refused = self._completed is not None and isinstance(error, IntegrityError)
+                # The answer to the commit may be lost, and not the commit.
+                self._completed = finish.recorded(self.task)
+                if self._completed is not None:
+                    self.run.is_over = True
+                    return None
+                if self.run.is_never_again and not is_refused:
+                    raise WorkerLostError(
+                        f"{self.task} could not be committed, and must not begin twice."
+                    ) from error
+                if not isinstance(error, TRANSIENT) or (delay := next(delays, None)) is None:
                     raise
                 # What the body has written is undone, and it was not to blame.
                 self._logger.warning(
                     "%s could not be committed, and runs again: %s", self.task, error
                 )
                 time.sleep(delay)
+
+    def _call(self, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.run.has_begun = True
+        if self.run.is_given_up:  # somebody else may have begun it by now
+            self.run.has_begun = False
+            raise ForcedStop
+        return call(self.function, args, kwargs, self.run, self.timeout)
 
     @property
     def is_atomic(self) -> bool:
@@ -141,8 +175,17 @@ class Attempt:
         try:
             with transaction.atomic(using=connection.alias):
                 vendors.begin_write(connection.alias, Task._meta.db_table)
-                depth = len(connection.atomic_blocks)
-                value = call(self.function, args, kwargs, self.run, self.timeout)
+                depth, driver = len(connection.atomic_blocks), connection.connection
+                vendor = vendors.of(connection)
+                mark = vendor.mark_transaction(connection)
+                value = self._call(args, kwargs)
+                if connection.connection is not driver or vendor.has_ended(connection, mark):
+                    raise BackgroundTaskError(
+                        f"{task} has ended the transaction that it runs in, or broken it: with "
+                        "atomic=True it must neither commit nor roll back, nor let a statement "
+                        "fail outside of transaction.atomic()."
+                    )
+                connection.validate_no_broken_transaction()
                 if len(connection.atomic_blocks) != depth:
                     refuse_left_open([connection.alias], task)
                 text = self.encode(value)
@@ -150,7 +193,9 @@ class Attempt:
                 self._completed = finish.succeed(task, text)
                 if self._completed is None:
                     raise _NotOursError
-        except _NotOursError:  # what it has written must not stay
+        except _NotOursError:
+            # What it has written must not stay; but an earlier commit may have come late.
+            self._completed = finish.recorded(task)
             return None
         return value
 
@@ -213,7 +258,15 @@ class Attempt:
         """The same with what :meth:`encode` has made of the value."""
         self.run.end()
         if self.task is not None:
-            completed = finish.succeed(self.task, text)
+            try:
+                completed = finish.succeed(self.task, text) or finish.recorded(self.task)
+            except Exception as error:
+                if isinstance(error, UnrecordedError) or not self.run.is_never_again:
+                    raise
+                raise WorkerLostError(
+                    f"{self.task} has succeeded, which could not be recorded, and must not begin "
+                    "twice."
+                ) from error
             self.has_succeeded(completed, is_recorded=completed is not None)
 
     def has_succeeded(self, completed: CompletedTask | None, *, is_recorded: bool) -> None:
@@ -224,9 +277,7 @@ class Attempt:
             is_recorded: whether there is one; else the row was not ours any more.
         """
         if not is_recorded:
-            self._logger.warning(
-                "%s has run, but its row was deleted or taken over meanwhile", self.task
-            )
+            self._is_not_ours("has run")
         else:
             self._logger.info("Ran task and deleting %s", self.task)
         with undisturbed():
@@ -237,12 +288,15 @@ class Attempt:
         if self.task is not None and isinstance(error, TaskCancelledError):
             self._end_cancelled(self.task, error)
             return
+        if isinstance(error, UnrecordedError):  # it has not failed
+            self._leave_unrecorded(error)
+            return
         name = self.task or getattr(self.proxy, "name", self.proxy)
         self._logger.error("Rescheduling %s", name, exc_info=error)
         task = self.task
         if task is None:
             return
-        claimed = dict(task.__dict__)
+        claimed = finish.as_claimed(task)
         before = finish.snapshot(task)
         with undisturbed():
             signals.announce(signals.task_error, type(error), task=task)
@@ -251,9 +305,9 @@ class Attempt:
         edits = {key: value for key, value in finish.snapshot(task).items() if value != before[key]}
         try:
             if not finish.fail(task, error, error.__traceback__, edits):
-                self._logger.warning(
-                    "%s has failed, but its row was deleted or taken over meanwhile", task
-                )
+                self._is_not_ours("has failed")
+        except UnrecordedError as reason:
+            self._leave_unrecorded(reason)
         except Exception as reason:
             self._logger.exception(
                 "The failure of %s could not be recorded; trying without its hooks", task
@@ -269,20 +323,39 @@ class Attempt:
         completed = None
         try:
             completed = finish.cancel(task, error)
+            if completed is None:
+                self._is_not_ours("was cancelled")
+        except UnrecordedError as reason:
+            self._leave_unrecorded(reason)
         except Exception as reason:
             self._logger.exception("That %s was cancelled could not be recorded", task)
             self._set_aside(task, error, reason)
         with undisturbed():
             self._notices.announce_end(completed)
 
+    def _is_not_ours(self, what: str) -> None:
+        if self.task is not None:
+            runs.leave_to_others(self.task.database, self.task, what)
+            # Or somebody has touched its lock, which nobody else would free. It counts as lost, so
+            # that one which does so itself does not run for ever.
+            lost = {lock: Keeping(each.name, True) for lock, each in self.run.kept.items()}
+            runs.leave(self.task.database, lost)
+
+    def _leave_unrecorded(self, reason: UnrecordedError) -> None:
+        if self.task is not None:
+            runs.leave_unrecorded(self.task.database, self.run.kept, reason)
+
     def _set_aside(self, task: Task, error: BaseException, reason: Exception) -> None:
         try:
             text = task._extract_error(type(reason), reason, reason.__traceback__)
             finish.set_aside(task, error, text)
+        except UnrecordedError as why:
+            self._leave_unrecorded(why)
         except Exception:
             self._logger.exception(
-                "%s stays locked until MAX_RUN_TIME is over, and then runs again", task
+                "%s stays locked until MAX_RUN_TIME is over, and counts as lost then", task
             )
+            runs.leave_stuck(task.database, self.run.kept)
 
     def end(self) -> None:
         """Count the row as running no more, and say so."""
@@ -294,6 +367,12 @@ class Attempt:
         """Say that the body has ended, where it is recorded later."""
         with undisturbed():
             signals.announce(signals.task_finished, Task)
+
+
+def _begin(connection: BaseDatabaseWrapper) -> None:
+    """See whether a transaction for a task can be begun."""
+    with transaction.atomic(using=connection.alias):
+        vendors.begin_write(connection.alias, Task._meta.db_table)
 
 
 class _NotOursError(Exception):

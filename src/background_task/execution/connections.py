@@ -13,6 +13,7 @@ from django.db.backends.signals import connection_created
 
 from background_task import vendors
 from background_task.exceptions import BackgroundTaskError
+from background_task.storage.transient import disconnect
 
 
 @contextmanager
@@ -113,6 +114,48 @@ def _close_what_is_open(connection: BaseDatabaseWrapper, vendor: vendors.Vendor)
         if not connection.autocommit:
             connection.close()
     return is_open
+
+
+# Connections, and the settings that they have where they come from a pool.
+Left = list[tuple[BaseDatabaseWrapper, dict[str, Any]]]
+
+
+def keep_out_of_pools() -> Left:
+    """Let this thread, which runs tasks, open connections of its own where a project pools them.
+
+    It keeps one for as long as there are tasks. Pools are small, and whoever finds one empty waits
+    and fails in the end: other tasks, or the pages of a web server in the same process.
+
+    Returns:
+        what :func:`go_back_to_pools` wants.
+    """
+    left = []
+    for alias in _pooled():
+        connection = connections[alias]
+        unpooled = vendors.of(connection).unpooled(connection.settings_dict)
+        if unpooled is not None and not connection.in_atomic_block:
+            disconnect(connection)
+            left.append((connection, connection.settings_dict))
+            connection.settings_dict = unpooled
+    return left
+
+
+def go_back_to_pools(left: Left) -> None:
+    """Undo :func:`keep_out_of_pools`, in a thread that goes on to do something else."""
+    for connection, pooled in left:
+        disconnect(connection)
+        connection.settings_dict = pooled
+
+
+def has_pools() -> bool:
+    """Tell whether the project has pools."""
+    return bool(_pooled())
+
+
+def _pooled() -> list[str]:
+    # Not by asking for connections: the driver of another alias may not even be installed.
+    every = connections.settings.items()
+    return [alias for alias, each in every if (each.get("OPTIONS") or {}).get("pool")]
 
 
 class Known:

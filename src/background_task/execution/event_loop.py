@@ -24,7 +24,9 @@ from background_task.exceptions import BackgroundTaskError
 from background_task.execution.attempt import Attempt
 from background_task.execution.call import canceller, leave_if_forked
 from background_task.execution.connections import (
+    has_pools,
     is_in_transaction,
+    keep_out_of_pools,
     mend,
     refuse_left_open,
     tidy,
@@ -65,6 +67,8 @@ class Lane:
     async def open(self) -> None:
         """Bind the context to a thread, which is made when it is first needed."""
         await self._thread.__aenter__()  # type: ignore[no-untyped-call]
+        if has_pools():
+            await sync_to_async(keep_out_of_pools)()
 
     async def close(self) -> None:
         """End the thread and its connections."""
@@ -138,6 +142,8 @@ class Flight:
         self.on_start()
         limit = None
         try:
+            if run.is_given_up:  # somebody else may have begun it by now
+                raise asyncio.CancelledError
             if (timeout := self.attempt.timeout) is not None:
                 limit = limits.begin(CoroutineBody(run), self.task, timeout)
             with self.attempt.as_current():

@@ -9,6 +9,7 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from background_task import logs
+from background_task.execution.connections import keep_out_of_pools
 from background_task.execution.runs import runs
 from background_task.models import Task
 from background_task.utils import ForcedStop
@@ -57,8 +58,10 @@ class PoolRunner:
     __call__ = run
 
     def _job(self, proxy_task: Any, task: Task | None, *args: Any, **kwargs: Any) -> None:
-        self._thread.is_of_pool = True
         try:
+            if not self.is_current_thread:
+                self._thread.is_of_pool = True
+                keep_out_of_pools()
             self._bg_runner(proxy_task, task, *args, **kwargs)
         except ForcedStop:
             pass  # the row has been handed back

@@ -13,28 +13,31 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from datetime import datetime
 from types import FrameType
 from typing import NamedTuple
 
-from django.db import connections
+from django.db import ProgrammingError, connections
 
 from background_task import logs, vendors
 from background_task.identity import this_worker
 from background_task.models import Task
 from background_task.policies.runs import RunPolicy
+from background_task.records import Claim
 from background_task.settings import app_settings
 from background_task.storage import leases
 from background_task.storage.batches import in_batches
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
-from background_task.storage.transient import reason
+from background_task.storage.transient import TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
 logger = logs.named("background_task.tasks")
 
-# What the log says of a run that is given up.
+# What the log says of a run that is given up, and of one that has ended in vain, and how.
 HANDED_BACK = "Handed back %s, which had not finished"
 CUT_OFF = "%s was cut off, and is not run again, since it must not begin twice"
+NOT_OURS = "%s %s, but its row was deleted or taken over meanwhile"
 
 LONGEST_INTERVAL = 60.0
 LONGEST_RENEWAL = 1.0
@@ -79,6 +82,20 @@ class Run:
         """The key of the row."""
         return None if self.task is None else self.task.pk
 
+    @property
+    def kept(self) -> Kept:
+        """What is kept of it when it is given up.
+
+        That is nothing if its row is in the history by now, or was not locked by this process: who
+        runs a function by hand takes a row as it is.
+        """
+        if self.task is None or self.task.worker_id not in (None, this_worker()):
+            return {}
+        lock = Lock.of(self.task)
+        if lock.pk is None or lock.locked_by is None:
+            return {}
+        return {lock: Keeping(str(self.task), self.is_never_again)}
+
     def end(self) -> None:
         """Begin no renewal any more: the outcome is about to be written.
 
@@ -104,6 +121,14 @@ class Keeping(NamedTuple):
 Kept = dict[Lock, Keeping]
 
 
+class Others(NamedTuple):
+    """Runs that are kept together, see :meth:`Runs.keep`."""
+
+    using: str
+    keys: Collection[int]
+    let_go: Callable[[], None]
+
+
 class Runs:
     """Every run of this process. A forked child has none."""
 
@@ -113,22 +138,33 @@ class Runs:
     def forget(self) -> None:
         """Start afresh, as a forked child must: what its parent runs is not its own."""
         self._runs: dict[int, Run] = {}
-        self._others: dict[Callable[[], Kept], tuple[str, Collection[int]]] = {}
+        self._others: dict[Callable[[], Kept], Others] = {}
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
         self._begun = threading.Event()
         self._keeper: threading.Thread | None = None
         self._in_doubt: set[str] = set()
         self._doubtful_until: dict[str, float] = {}
+        self._left: dict[str, Kept] = defaultdict(dict)
+        self._stuck: dict[str, set[Lock]] = defaultdict(set)
+        self._renewed: dict[str, datetime] = {}
 
     def begin(self, task: Task | None) -> Run:
         """Count ``task``, which is locked, as running; calling it again changes nothing."""
         if task is None:
             return Run(None)
+        using = task.database  # which may ask routers of the project
         with self._lock:
             run = self._runs.setdefault(id(task), Run(task))
+            self._expect_renewal(task, self._renewed.get(using))
             self._watch()
         return run
+
+    @staticmethod
+    def _expect_renewal(task: Task, renewed: datetime | None) -> None:
+        """Let the run be recognised whether or not its lease is renewed at that time."""
+        if renewed is not None and task.locked_at is not None and renewed > task.locked_at:
+            task.leased_at = renewed
 
     def end(self, task: Task | None) -> None:
         """Count ``task`` as running no more."""
@@ -137,16 +173,23 @@ class Runs:
             if not self._runs and not self._others:
                 self._begun.clear()
 
-    def keep(self, using: str, kept: Callable[[], Kept], keys: Collection[int]) -> None:
+    def keep(
+        self,
+        using: str,
+        kept: Callable[[], Kept],
+        keys: Collection[int],
+        let_go: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keep runs until :meth:`drop`.
 
         Args:
             using: the alias of the database.
             kept: tells which of them have not ended.
             keys: of all their rows; how some have ended may not be recorded yet.
+            let_go: records that, and gives back what has not begun.
         """
         with self._lock:
-            self._others[kept] = using, keys
+            self._others[kept] = Others(using, keys, let_go)
             self._watch()
 
     def drop(self, kept: Callable[[], Kept]) -> None:
@@ -164,11 +207,107 @@ class Runs:
         """Return the keys of the rows that this process runs, in one database."""
         own = {run.task.pk for run in self._all() if run.task and run.task.database == using}
         with self._lock:
-            return own.union(*[keys for where, keys in self._others.values() if where == using])
+            others = [each.keys for each in self._others.values() if each.using == using]
+        return own.union(*others)
 
     def of(self, pk: int) -> list[Run]:
         """Return the runs of a row, in whichever database."""
         return [run for run in self._all() if run.task is not None and run.task.pk == pk]
+
+    def give_up(self, engine: Engine, kept: Kept, level: int) -> None:
+        """Hand rows back; those are left with which that fails.
+
+        Args:
+            engine: where.
+            kept: the rows.
+            level: at which the log tells of each.
+        """
+        self.leave(engine.using, kept)
+        for some in in_batches(kept):
+            never_again = _never_again(some, kept)
+            try:
+                ours = leases.hand_back(engine, some, never_again)
+            except Exception as error:
+                names = ", ".join(sorted({kept[lock].name for lock in some}))
+                logger.warning(
+                    "%s could not be handed back and stays locked until a worker frees it: %s",
+                    names,
+                    reason(error),
+                )
+            else:
+                self._forget(engine.using, some)
+                for lock in some:
+                    if lock.pk in ours:
+                        say = CUT_OFF if lock in never_again else HANDED_BACK
+                        logger.log(level, say, kept[lock].name)
+
+    def leave(self, using: str, kept: Kept) -> None:
+        """Leave rows locked, for :meth:`give_up_left` to hand them back as soon as it can.
+
+        They are not forgotten meanwhile: nobody else knows what must not begin twice.
+        """
+        with self._lock:
+            self._left[using].update(kept)
+
+    def leave_unrecorded(self, using: str, kept: Kept, why: Exception) -> None:
+        """The same with what has run, and whose end cannot be recorded; say so."""
+        for each in kept.values():
+            logger.warning(
+                "%s has run, and how it has ended could not be recorded (%s): %s",
+                each.name,
+                reason(why),
+                "it fails, since it must not begin twice"
+                if each.is_never_again
+                else "it runs again",
+            )
+        self.leave(using, kept)
+
+    def leave_to_others(
+        self, using: str, run: Task | Claim, what: str, *, may_be_unlocked: bool = True
+    ) -> None:
+        """Say that a run has ended whose row is not ours any more, and how.
+
+        Args:
+            using: the alias of the database.
+            run: the row as it was claimed.
+            what: how it has ended, for the log.
+            may_be_unlocked: whether somebody may have taken the lock off it.
+        """
+        logger.warning(NOT_OURS, run, what)
+        if not may_be_unlocked:
+            return
+        try:
+            leases.lose_unlocked(Engine.on(using), run)
+        except Exception as error:
+            logger.warning("It cannot be told whether %s is unlocked: %s", run, reason(error))
+
+    def leave_stuck(self, using: str, kept: Kept) -> None:
+        """Leave rows locked until ``MAX_RUN_TIME`` is over, when their run counts as lost."""
+        with self._lock:
+            self._stuck[using].update(kept)
+
+    def _forget(self, using: str, locks: Collection[Lock]) -> None:
+        with self._lock:
+            for lock in locks:
+                self._left[using].pop(lock, None)
+
+    def give_up_left(self, engine: Engine) -> None:
+        """Hand back what was left, but for what a transaction holds; in any thread."""
+        with self._lock:
+            kept = dict(self._left[engine.using])
+        for some in in_batches(kept):
+            held: set[int] = set()
+            try:
+                held = leases.free_left(engine, some, _never_again(some, kept))
+            except (*TRANSIENT, ProgrammingError):  # the next try may have a better session
+                raise
+            except Exception:
+                logger.exception(
+                    "%d rows stay locked until MAX_RUN_TIME is over, and count as lost then",
+                    len(some),
+                )
+                self.leave_stuck(engine.using, {lock: kept[lock] for lock in some})
+            self._forget(engine.using, [lock for lock in some if lock.pk not in held])
 
     def doubt(self, using: str, *, lasts: float = LONGEST_DOUBT) -> None:
         """Say that this process may have locked rows which it does not run: an answer was lost.
@@ -178,60 +317,83 @@ class Runs:
             lasts: how long that may still come true, in seconds.
         """
         self._in_doubt.add(using)
-        self._doubtful_until[using] = time.monotonic() + lasts
+        until = max(self._doubtful_until.get(using, 0.0), time.monotonic() + lasts)
+        self._doubtful_until[using] = until
 
     def settle_late_doubts(self, engine: Engine) -> None:
         """Look again, for some time after :meth:`doubt`; in any thread."""
         if time.monotonic() < self._doubtful_until.get(engine.using, 0):
-            leases.release_forgotten(
-                engine, this_worker(), self.keys(engine.using), older_than=LONGEST_BEGIN
-            )
+            self._release_forgotten(engine, older_than=LONGEST_BEGIN)
 
     def settle_doubts(self, engine: Engine) -> None:
         """Unlock the rows that this process has locked and does not run; nobody takes one now."""
+        self.give_up_left(engine)
         if engine.using in self._in_doubt:
-            leases.release_forgotten(engine, this_worker(), self.keys(engine.using))
             self._in_doubt.discard(engine.using)
+            try:
+                self._release_forgotten(engine)
+            except BaseException:
+                self._in_doubt.add(engine.using)
+                raise
+
+    def _release_forgotten(self, engine: Engine, *, older_than: float = 0) -> None:
+        known = self.keys(engine.using)
+        with self._lock:
+            left = {*self._left[engine.using], *self._stuck[engine.using]}
+        leases.release_forgotten(engine, this_worker(), known, left, older_than=older_than)
+
+    def let_go(self) -> None:
+        """Let what is kept together be recorded as far as it has ended, and else be given back."""
+        with self._lock:
+            others = list(self._others.values())
+        for each in others:
+            try:
+                each.let_go()
+            except Exception as error:
+                logger.warning("What has ended could not be recorded: %s", reason(error))
 
     def hand_back(self, only: Sequence[Run] | None = None) -> None:
         """Give up whatever runs: the process is about to end without waiting for it.
 
+        What has no thread yet is counted until it gets one, and ends there without beginning.
+
         Args:
-            only: give up these and no others, which have not begun: nothing to warn of.
+            only: give up these and no others, which nobody is about to begin: nothing to warn of.
         """
         given_up = self._all() if only is None else only
         level = logging.WARNING if only is None else logging.DEBUG
         if only is None:
             for using, kept in self._kept().items():
-                _give_up(using, kept, level)
+                self.give_up(Engine.on(using), kept, level)
         _hand_back(given_up, level)
-        for run in given_up:
+        for run in only or ():
             self.end(run.task)
 
     def renew(self) -> None:
         """Renew the lease of everything that runs; a database that is away is tried again later."""
         with self._renewing:
             wanted: dict[str, list[Lock]] = defaultdict(list)
-            tasks: dict[str, list[Task]] = defaultdict(list)
-            for using, kept in self._kept().items():
-                wanted[using].extend(kept)
+            over: set[Lock] = set()
             for run in self._all():
-                task = run.task
-                # One that is run by hand is not locked.
-                if task is not None and not run.is_over and task.locked_at is not None:
-                    tasks[task.database].append(task)
-                    wanted[task.database].append(Lock.of(task))
+                if run.task is not None and run.is_over:
+                    over.update(run.kept)
+                elif run.task is not None:
+                    wanted[run.task.database].extend(run.kept)
+            for using, kept in self._kept().items():
+                wanted[using].extend(lock for lock in kept if lock not in over)
             for using, locks in wanted.items():
                 for some in in_batches(locks):
-                    self._renew(using, some, tasks[using])
+                    self._renew(using, some)
 
-    @staticmethod
-    def _renew(using: str, locks: Sequence[Lock], tasks: Sequence[Task]) -> None:
+    def _renew(self, using: str, locks: Sequence[Lock]) -> None:
         try:
             now = vendors.now(using)
             # Before the statement: when its answer is lost, the run is recognised either way.
-            for task in tasks:
-                task.leased_at = now
+            with self._lock:
+                self._renewed[using] = now
+                for run in self._runs.values():
+                    if run.task is not None and run.task.database == using:
+                        self._expect_renewal(run.task, now)
             leases.renew(Engine.on(using), locks, now)
         except Exception as error:
             logger.warning("%d lease(s) could not be renewed: %s", len(locks), reason(error))
@@ -249,8 +411,8 @@ class Runs:
         with self._lock:
             others = list(self._others.items())
         found: dict[str, Kept] = defaultdict(dict)
-        for kept, (using, _) in others:
-            found[using].update(kept())
+        for kept, each in others:
+            found[each.using].update(kept())
         return found
 
     def _keep(self) -> None:
@@ -264,39 +426,25 @@ class Runs:
                 connections.close_all()  # this thread's own
 
 
+def _never_again(some: Sequence[Lock], kept: Kept) -> list[Lock]:
+    return [lock for lock in some if kept[lock].is_never_again]
+
+
 def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
     by_database: dict[str, Kept] = defaultdict(dict)
     for run in given_up:
-        run.is_over = run.is_given_up = True
-        # One without a key has just been moved to the history.
-        if run.task is not None and run.task.pk is not None:
-            keeping = Keeping(str(run.task), run.is_never_again)
-            by_database[run.task.database][Lock.of(run.task)] = keeping
+        if run.task is not None:
+            runs.leave(run.task.database, run.kept)  # before it ends since it is given up
+            run.is_over = run.is_given_up = True
+            kept = run.kept  # it may have begun before that
+            runs.leave(run.task.database, kept)
+            by_database[run.task.database].update(kept)
     runs.wait_for_renewal()
     for using, kept in by_database.items():
-        _give_up(using, kept, level)
+        runs.give_up(Engine.on(using), kept, level)
     for run in given_up:
         if run.cancel is not None:
             run.cancel()
-
-
-def _give_up(using: str, kept: Kept, level: int) -> None:
-    for some in in_batches(kept):
-        never_again = [lock for lock in some if kept[lock].is_never_again]
-        try:
-            ours = leases.hand_back(Engine.on(using), some, never_again)
-        except Exception as error:
-            names = ", ".join(sorted({kept[lock].name for lock in some}))
-            logger.warning(
-                "%s could not be handed back and stays locked until another worker frees it: %s",
-                names,
-                reason(error),
-            )
-        else:
-            for lock in some:
-                if lock.pk in ours:
-                    say = CUT_OFF if lock in never_again else HANDED_BACK
-                    logger.log(level, say, kept[lock].name)
 
 
 runs = Runs()

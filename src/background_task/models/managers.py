@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models, router
-from django.db.models import F, Q, Value
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -49,17 +49,32 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         return due.order_by(order, "run_at", "id")
 
     def update(self, **values: Any) -> int:
-        """Change the rows; what says whether they may run is worked out anew by the workers."""
+        """Change the rows; what says whether they may run is worked out anew by the workers.
+
+        Whoever empties ``locked_by`` says that the worker is gone: that counts as a loss, and a run
+        that goes on all the same can record nothing.
+        """
         if {"run_at", "locked_by"} & values.keys():
             values.setdefault("state", None)
+        if "locked_by" in values and not values["locked_by"]:
+            values.setdefault("epoch", Coalesce(F("epoch"), 0) + 1)
+            # First: MySQL evaluates in this order, and sees what was set before.
+            values = {"losses": LOSSES, **values, "locked_by": None}
         return super().update(**values)
 
     update.alters_data = True  # type: ignore[attr-defined]
 
     def release(self) -> int:
-        """Unlock the rows; return how many there were. Runs that go on can record nothing."""
-        epoch = Coalesce(F("epoch"), 0) + 1
-        return self.update(locked_by=None, locked_at=None, state=None, epoch=epoch)
+        """Unlock the rows, whose workers are gone; return how many there were."""
+        return self.update(locked_by=None, locked_at=None)
+
+
+# How many workers were lost over a row, when another takes it or its lock is taken off.
+LOSSES = Case(
+    When(locked_by__isnull=False, then=Coalesce(F("losses"), 0) + 1),
+    default=F("losses"),
+    output_field=models.SmallIntegerField(),
+)
 
 
 def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:

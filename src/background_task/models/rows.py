@@ -85,7 +85,7 @@ class Row(HasCreator):
                 setattr(self, name, value)
             if "result_id" not in self._identity:
                 self.result_id = uuid7()
-            self._identity = MappingProxyType({})
+            self.__dict__.pop("_identity", None)
 
     def locked_by_pid_running(self) -> bool | None:
         """Tell whether the process that holds the lock lives; None when the row is not locked.

@@ -174,8 +174,10 @@ def _move(engine: Engine, ended: Sequence[Ended], still: str, by: Mark, owned: O
     """
     mine = by if owned is Owned.MARKED else ()
     if vendor.can_return_changed:
+        # As an array whose length the planner does not know it never means all of a small table.
+        among = f"ANY(ARRAY(SELECT unnest('{{{keys}}}'::bigint[])))"
         gone = f"""
-            DELETE FROM background_task WHERE id IN ({keys}) AND {still}
+            DELETE FROM background_task WHERE id = {among} AND {still}
             RETURNING {", ".join([*KEPT, "id", "attempts", "started_at"])}
         """
         sql = f"WITH gone AS ({gone}) {copy} FROM gone JOIN {given} ON gone.id = given.pk"
@@ -213,7 +215,10 @@ def _ours(ended: Sequence[Ended], by: Mark, owned: Owned) -> tuple[str, list[str
     runs = [
         f"(id IN ({', '.join(keys)}) AND {_still(epoch, owned)})" for epoch, keys in epochs.items()
     ]
-    return " OR ".join(runs), [*by] * len(runs) if owned is Owned.MARKED else []
+    # Said by itself, so that an index is used.
+    keys = ", ".join(str(each.claim.pk) for each in ended)
+    among = f"id IN ({keys}) AND ({' OR '.join(runs)})"
+    return among, [*by] * len(runs) if owned is Owned.MARKED else []
 
 
 def _still(epoch: int, owned: Owned) -> str:

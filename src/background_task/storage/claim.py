@@ -13,7 +13,7 @@ claim_next  one row as a model instance, by the predecessor's steps, which proje
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DataError
 
@@ -40,6 +40,14 @@ ODD = (DataError, ValueError, TypeError, ArithmeticError)
 # The fields of a Claim, in their order.
 _STORED = "id, task_name, verbose_name, task_params, result_id, epoch, attempts, losses, backend"
 _COLUMNS = f'{_STORED}, ("repeat" > 0 OR unique_key IS NOT NULL) AS is_chain'
+
+
+class Place(NamedTuple):
+    """Where a row stands in the order in which rows are taken, by the values of its columns."""
+
+    priority: int
+    run_at: Any
+    pk: int
 
 
 def mark(
@@ -118,17 +126,36 @@ def _mark_one(engine: Engine, wanted: Wanted, by: Mark) -> list[Claim]:
     return []
 
 
-def hold(engine: Engine, wanted: Wanted, most: int) -> list[Claim]:
-    """Inside a transaction: lock the most urgent rows; return them in their order."""
-    ascending = app_settings.is_ascending()
-    if engine.vendor.locks_only_what_it_returns(engine.connection, is_ascending=ascending):
-        return _known(wanted, _found(engine, *_select(engine, wanted, most)))
+def hold(engine: Engine, wanted: Wanted, most: int, behind: Place | None = None) -> list[Claim]:
+    """Inside a transaction: lock the most urgent rows; return them in their order.
+
+    Args:
+        engine: where.
+        wanted: which rows.
+        most: how many at most.
+        behind: leave out what comes before this place.
+    """
+    if _reads_in_order(engine):
+        return _known(wanted, _found(engine, *_select(engine, wanted, most, behind=behind)))
     free = f"state = {State.READY:d} AND locked_by IS NULL"
     found = _found(engine, *_select(engine, wanted, most + LOCKED_BY_OTHERS, lock=False))
     for some in in_batches(_known(wanted, found), most=most):
         if keys := leases.lock(engine, [claim.pk for claim in some], free):
             return [claim for claim in some if claim.pk in keys]
     return []
+
+
+def _reads_in_order(engine: Engine) -> bool:
+    ascending = app_settings.is_ascending()
+    return engine.vendor.locks_only_what_it_returns(engine.connection, is_ascending=ascending)
+
+
+def place(engine: Engine, claimed: Claim) -> Place | None:
+    """Return the place of a row that is held; None where no search need, or can, begin there."""
+    if not (engine.vendor.wants_a_bookmark(engine.connection) and _reads_in_order(engine)):
+        return None
+    sql = f"SELECT priority, run_at, id FROM {engine.vendor.by_key} WHERE id = {claimed.pk}"
+    return Place._make(engine.fetch(sql)[0])
 
 
 def mark_held(engine: Engine, claims: Sequence[Claim], by: Mark) -> list[Claim]:
@@ -187,9 +214,15 @@ def _select(
     *,
     columns: str = _COLUMNS,
     but: Collection[int] = (),
+    behind: Place | None = None,
     lock: bool = True,
 ) -> tuple[str, list[Any]]:
     which, parameters = readiness.free(engine, wanted, state)
+    if behind is not None:
+        priority, run_at, pk = behind
+        later = "run_at > %s OR (run_at = %s AND id > %s)"
+        which += f" AND (priority < %s OR (priority = %s AND ({later})))"
+        parameters += [priority, priority, run_at, run_at, pk]
     if but:
         which += f" AND id NOT IN ({', '.join(map(str, but))})"
     vendor = engine.vendor

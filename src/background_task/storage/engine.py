@@ -31,6 +31,8 @@ class Engine:
         self.is_own = connection is None
         self.connection = apart(using) if connection is None else connection
         self.vendor = vendors.of(self.connection)
+        # The connection of the driver that was prepared.
+        self._prepared: Any = None
         # For those who share it: held for as long as one of them has a transaction open.
         self.lock = threading.RLock()
         # The connection of the driver that was asked to listen, and what came of it.
@@ -47,15 +49,22 @@ class Engine:
         """An expression for the time of the database's own clock."""
         return vendors.clock(self.connection)
 
+    def _cursor(self) -> Any:
+        cursor = self.connection.cursor()
+        if self.is_own and self.connection.connection is not self._prepared:
+            self.vendor.prepare(self.connection)
+            self._prepared = self.connection.connection
+        return cursor
+
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Execute a statement; return how many rows it has changed."""
-        with self.connection.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.execute(self.vendor.quoted(sql), parameters or None)
             return int(cursor.rowcount)
 
     def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Execute a statement; return its rows."""
-        with self.connection.cursor() as cursor:
+        with self._cursor() as cursor:
             cursor.execute(self.vendor.quoted(sql), parameters or None)
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows

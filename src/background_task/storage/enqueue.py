@@ -108,6 +108,7 @@ def _insert(connection: BaseDatabaseWrapper, rows: Sequence[Task]) -> None:
         row.pk = key
         row._state.adding = False
         row._state.db = connection.alias
+        row.remember()
 
 
 _FIELDS = {field.attname: field for field in Task._meta.concrete_fields if not field.primary_key}

@@ -29,6 +29,8 @@ _RUN = {"locked_by", "locked_at", "epoch", "worker_id", "state", "result_id"}
 def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None:
     """Move the row to the history and add the next of its chain; None when the run is not ours.
 
+    It may not be ours any more because that was done already: see :func:`recorded`.
+
     Args:
         task: the row as it was claimed.
         return_value: what the function returned, as JSON text.
@@ -39,7 +41,7 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
     def verb() -> CompletedTask | None:
         with transaction.atomic(using=task.database):
             if not task.hold():
-                return _recorded(task)
+                return None
             _read_anew(task)
             task.return_value = return_value
             task.increment_attempts()
@@ -60,10 +62,11 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
     return _unless_undone(task, "record a success", verb)
 
 
-def _recorded(task: Task) -> CompletedTask | None:
-    """Return what is in the history of this run already: an answer was lost."""
+def recorded(task: Task) -> CompletedTask | None:
+    """Return what is in the history of this run already: the answer to a commit was lost."""
     done = CompletedTask._base_manager.using(task.database)
-    return done.filter(result_id=task.result_id, worker_id=task.worker_id).first()
+    rows = done.filter(result_id=task.result_id, worker_id=task.worker_id)
+    return outlast(connections[task.database], "look for a success", rows.first)
 
 
 def fail(
@@ -127,12 +130,18 @@ def _read_anew(task: Task) -> None:
 
 
 def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
-    """Run ``verb`` against transient errors, each time from the task as it was claimed."""
-    claimed = dict(task.__dict__)
+    """Run ``verb`` against transient errors, each time from the task as it was claimed.
+
+    When it fails the task is as it was claimed again.
+    """
+    claimed = as_claimed(task)
 
     def anew() -> Result:
-        task.__dict__.update(claimed)
-        return verb()
+        try:
+            return verb()
+        except BaseException:
+            task.__dict__.update(claimed)
+            raise
 
     try:
         return outlast(connections[task.database], act, anew)
@@ -140,14 +149,21 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
         if not _is_in_history(task):
             raise
         # A copy that was stored past save(), by bulk_create or SQL, carries the original's id.
-        claimed["result_id"] = uuid7()
-        task.held().update(result_id=claimed["result_id"])
+        task.result_id = claimed["result_id"] = uuid7()
+        task.held().update(result_id=task.result_id)
         return outlast(connections[task.database], act, anew)
 
 
 def _is_in_history(task: Task) -> bool:
     known = CompletedTask.objects.using(task.database).filter(result_id=task.result_id)
     return not connections[task.database].in_atomic_block and known.exists()
+
+
+def as_claimed(task: Task) -> dict[str, Any]:
+    """Return the attributes of a run as it is now, but for the time of its lease, which goes on."""
+    claimed = dict(task.__dict__)  # at once, since another thread may add that time meanwhile
+    claimed.pop("leased_at", None)
+    return claimed
 
 
 def snapshot(task: models.Model) -> dict[str, Any]:
@@ -172,6 +188,7 @@ def set_aside(task: Task, error: BaseException, text: str) -> bool:
     """
     delay = task.policy.delay(task.attempts + 1, app_settings.BACKOFF_MULTIPLIER)
     values = {
+        "losses": F("losses"),  # it has ended, and its worker is still there
         "attempts": F("attempts") + 1,
         "last_error": text,
         "run_at": vendors.now(task.database) + delay,

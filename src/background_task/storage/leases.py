@@ -19,10 +19,8 @@ from background_task.storage.transient import HURRIED, persevere
 TO_BE_CANCELLED = f"COALESCE(SUBSTR(options, 3, {len(KEY)}), '') = '{KEY}'"
 
 
-# The condition that a process runs a row; one that is edited meanwhile has no state for a moment.
-IS_RUN = f"(state = {State.RUNNING:d} OR state IS NULL) AND locked_by IS NOT NULL"
-IS_RUN_BY = f"{IS_RUN} AND worker_id = %s"
-CUT_OFF = "The run was cut off: its worker had to end."
+CUT_OFF = "The run was given up before its end was recorded."
+UNLOCKED = "Its lock was taken off while it ran."
 
 
 class Lock(NamedTuple):
@@ -36,6 +34,28 @@ class Lock(NamedTuple):
     def of(cls, task: Task) -> Lock:
         """Return that of a row as it was claimed."""
         return cls(task.pk, task.locked_by, task.epoch)
+
+
+def running(columns: str, where: str) -> str:
+    """Return a statement for the rows that some process runs; its condition is said twice.
+
+    One that is edited meanwhile has no state for a moment. Each half reads its end of an index,
+    where both together might have to read all that lies in between.
+    """
+    halves = [f"state = {State.RUNNING:d}", "state IS NULL"]
+    return " UNION ALL ".join(
+        f"SELECT {columns} FROM background_task WHERE {half} AND locked_by IS NOT NULL AND {where}"
+        for half in halves
+    )
+
+
+def run_by(engine: Engine, worker_id: str, *, older_than: float = 0) -> list[Lock]:
+    """Return what a process runs; not what was locked later than so many seconds ago."""
+    where = "worker_id = %s"
+    if older_than:
+        where += f" AND locked_at < {engine.vendor.before(engine.connection, older_than)}"
+    sql = running("id, locked_by, epoch", where)
+    return [Lock._make(row) for row in engine.fetch(sql, [worker_id, worker_id])]
 
 
 def lock(
@@ -123,15 +143,39 @@ def hand_back(
     def verb() -> set[int]:
         with engine.transaction():
             mine = ours(engine, locks)
-            lost = {lock.pk for lock in never_again}.intersection(mine)
-            lose(engine, sorted(lost), CUT_OFF)
-            release(engine, [key for key in mine if key not in lost])
+            _give_up(engine, mine, never_again)
             return set(mine)
 
     mine = persevere(engine.connection, "hand back what has not ended", verb, HURRIED)
     if mine:
         tell_freed(engine)
     return mine
+
+
+def free_left(engine: Engine, locks: Sequence[Lock], never_again: Collection[Lock]) -> set[int]:
+    """Do what :func:`hand_back` could not, without patience and without waiting for anybody.
+
+    Returns:
+        the keys of rows that are ours still: somebody holds them in a transaction.
+    """
+    with engine.transaction():
+        if never_again and engine.vendor.durably:
+            engine.run(engine.vendor.durably)  # it is not remembered afterwards
+        mine = ours(engine, locks, wait=False)
+        _give_up(engine, mine, never_again)
+        left = {lock for lock in locks if lock.pk not in mine}
+        sql = "SELECT id, locked_by, epoch FROM background_task WHERE id IN "
+        found = engine.fetch(f"{sql} ({_listed([each.pk for each in left])})") if left else []
+        held = {row[0] for row in found if Lock._make(row) in left}
+    if mine:
+        tell_freed(engine)
+    return held
+
+
+def _give_up(engine: Engine, keys: Sequence[int], never_again: Collection[Lock]) -> None:
+    lost = {lock.pk for lock in never_again}.intersection(keys)
+    lose(engine, sorted(lost), CUT_OFF)
+    release(engine, [key for key in keys if key not in lost])
 
 
 def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
@@ -157,23 +201,27 @@ def release(engine: Engine, keys: Sequence[int], *, losses: int = 0) -> None:
 
 
 def release_forgotten(
-    engine: Engine, worker_id: str, known: Collection[int], *, older_than: float = 0
+    engine: Engine,
+    worker_id: str,
+    known: Collection[int],
+    left: Collection[Lock],
+    *,
+    older_than: float = 0,
 ) -> None:
     """Unlock what a process has locked, but for the rows it knows of.
 
     Args:
         engine: where.
         worker_id: the process.
-        known: the keys of those rows.
+        known: the keys of the rows that it runs.
+        left: what it runs no more, and has not forgotten.
         older_than: leave alone what was locked later than so many seconds ago.
     """
-    sql = f"SELECT id FROM background_task WHERE {IS_RUN_BY}"
-    if older_than:
-        sql += f" AND locked_at < {engine.vendor.before(engine.connection, older_than)}"
-    found = [key for (key,) in engine.fetch(sql, [worker_id]) if key not in known]
+    locked = run_by(engine, worker_id, older_than=older_than)
+    found = [each for each in locked if each.pk not in known and each not in left]
     if found:
         with engine.transaction():
-            release(engine, lock(engine, found, "locked_by IS NOT NULL"))
+            release(engine, ours(engine, found, wait=False))
 
 
 def lose(engine: Engine, keys: Sequence[int], reason: str, *, worker_id: str | None = None) -> int:
@@ -192,6 +240,25 @@ def lose(engine: Engine, keys: Sequence[int], reason: str, *, worker_id: str | N
         attempts.record_losses(engine, keys, reason, worker_id)
         release(engine, keys, losses=1)
     return len(keys)
+
+
+def lose_unlocked(engine: Engine, run: Task | Claim) -> None:
+    """Count it as a loss that somebody has taken the lock off a row while it ran.
+
+    Else one that does so itself would run for ever, or twice though it must not.
+
+    Args:
+        engine: where.
+        run: the row as it was claimed.
+    """
+
+    def verb() -> None:
+        # With more attempts it was this run that has failed: the answer was lost.
+        free = f"locked_by IS NULL AND epoch = {run.epoch or 0:d} AND attempts = {run.attempts:d}"
+        with engine.transaction():
+            lose(engine, lock(engine, [run.pk], free), UNLOCKED)
+
+    persevere(engine.connection, "count a loss", verb, HURRIED)
 
 
 def _listed(keys: Sequence[int]) -> str:

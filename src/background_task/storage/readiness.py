@@ -44,7 +44,8 @@ def free(
     """Return the condition on rows that may be taken in this moment, and its parameters."""
     names = sorted(wanted.names)
     parameters: list[Any] = [*names]
-    sql = [_may_run(engine, state), f"task_name {named} ({_marks(names)})"]
+    among = f"task_name {named} ({_marks(names)})" if names else f"1 {named} (0)"
+    sql = [_may_run(engine, state), among]
     if wanted.queues:
         sql.append(f"queue IN ({_marks(wanted.queues)})")
         parameters.extend(wanted.queues)
@@ -78,13 +79,13 @@ def _marks(values: Any) -> str:
     return ", ".join(["%s"] * len(values))
 
 
-def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
+def look(engine: Engine, wanted: Wanted, known: Collection[str] | None = None) -> Look:
     """Look, without changing anything, whether there is something to take; one statement.
 
     Args:
         engine: where.
         wanted: which rows.
-        known: the names that tasks are known to have; if none are given, others are not looked for.
+        known: the names that tasks are known to have; None does not look for others.
 
     Returns:
         whether a row may run; whether one that has lost a worker may; whether :func:`promote` or
@@ -94,7 +95,7 @@ def look(engine: Engine, wanted: Wanted, known: Collection[str] = ()) -> Look:
     ready, parameters = first(engine, wanted, State.READY)
     rescued, same = first(engine, wanted, State.RESCUED)
     unknown, others = "NULL", list[Any]()
-    if known:
+    if known is not None:
         other, others = first(engine, replace(wanted, names=known), named="NOT IN")
         # Only then: a deep queue of what is known would have to be read to its end.
         unknown = f"CASE WHEN ({ready}) IS NULL THEN ({other}) IS NOT NULL END"
@@ -150,13 +151,17 @@ def unknown(
         yield from engine.fetch(f"{sql} ORDER BY task_name", [*known])
 
 
-def is_due(engine: Engine, wanted: Wanted) -> bool:
-    """Tell whether :func:`look` would find something to do now; for who asks again and again."""
+def due(engine: Engine, wanted: Wanted) -> int | None:
+    """Return the key of a row for which :func:`look` would find something to do now; None if none.
+
+    For who asks again and again: by the same key he knows that it did not help to look.
+    """
     ready, parameters = first(engine, wanted)
-    due = f"state = {State.SCHEDULED:d} AND run_at <= {engine.now}"
-    sql = f"SELECT ({ready}), EXISTS(SELECT 1 FROM background_task WHERE {due})"
-    found, is_due = engine.fetch(sql, parameters)[0]
-    return found is not None or bool(is_due)
+    scheduled = _find(_has_come(engine), 1)
+    stateless = _find(f"state IS NULL{_but_for_odd()}", 1)
+    sql = f"SELECT COALESCE(({ready}), ({scheduled}), ({stateless}))"
+    found: int | None = engine.fetch(sql, parameters)[0][0]
+    return found
 
 
 def settle(engine: Engine) -> int:
@@ -166,8 +171,12 @@ def settle(engine: Engine) -> int:
 
 def promote(engine: Engine) -> int:
     """Say READY of the rows whose time has come; return how many they were."""
-    due = f"state = {State.SCHEDULED:d} AND run_at <= {engine.now}"
-    return _change(engine, due, f"state = {_FREE}")
+    return _change(engine, _has_come(engine), f"state = {_FREE}")
+
+
+def _has_come(engine: Engine) -> str:
+    """Return the condition on rows whose time has come, and of which that was not said yet."""
+    return f"state = {State.SCHEDULED:d} AND run_at <= {engine.now}"
 
 
 def adopt(engine: Engine) -> int:
@@ -181,9 +190,9 @@ def adopt(engine: Engine) -> int:
     if keys := engine.fetch(_find(nameless, NAMED_AT_ONCE)):
         field = Task._meta.get_field("result_id")
         with engine.transaction():
-            for (key,) in keys:
+            for key in leases.lock(engine, [key for (key,) in keys], nameless):
                 name = field.get_db_prep_save(uuid7(), engine.connection)
-                sql = f"UPDATE background_task SET result_id = %s WHERE id = %s AND {nameless}"
+                sql = "UPDATE background_task SET result_id = %s WHERE id = %s"
                 engine.run(sql, [name, key])
     changed += _change(
         engine,
@@ -225,6 +234,9 @@ def _change(engine: Engine, where: str, changes: str) -> int:
         return 0
     with engine.transaction():
         mine = leases.lock(engine, [key for (key,) in keys], where)
+        if not mine and len(keys) == AT_ONCE:  # behind so many that are locked there may be others
+            others = _find(where, AT_ONCE) + engine.vendor.lock + engine.vendor.skip
+            mine = [key for (key,) in engine.fetch(others)]
         if not mine:
             return 0
         sql = f"UPDATE {engine.vendor.by_key} SET {changes} "

@@ -32,6 +32,10 @@ BETWEEN_PROBES = 1.0
 BETWEEN_COMPLAINTS = 60.0
 
 
+class UnrecordedError(Exception):
+    """The database is away, and this process is to stop: what has happened is not recorded."""
+
+
 def persevere(
     connection: BaseDatabaseWrapper,
     act: str,
@@ -66,18 +70,26 @@ def outlast(connection: BaseDatabaseWrapper, act: str, verb: Callable[[], Result
     """Return ``verb()`` as :func:`persevere` does, and wait for as long as the database is away.
 
     For what records something that has happened: to give up would be to let it happen again. When
-    this process is asked to stop, the patience of :func:`persevere` has to be enough.
+    this process is asked to stop, the patience of :func:`persevere` has to be enough, once for all
+    there is to record.
+
+    Raises:
+        UnrecordedError: it was not.
     """
     while True:
+        stop = SignalManager.stopping()
         try:
-            return persevere(connection, act, verb)
+            return persevere(connection, act, verb, () if stop and stop.has_waited else PATIENT)
         except TRANSIENT as error:
-            if connection.in_atomic_block or not _is_away(connection):
+            if connection.in_atomic_block:
                 raise
+            if not _is_away(connection):  # it has just come back, or refuses this one
+                return afresh(connection, verb)
             logger.warning("Waiting for the database to %s: %s", act, reason(error))
             while _is_away(connection):
-                if SignalManager.is_stopping():
-                    raise
+                if (stop := SignalManager.stopping()) is not None:
+                    stop.has_waited = True
+                    raise UnrecordedError(reason(error)) from error
                 time.sleep(BETWEEN_PROBES * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
 

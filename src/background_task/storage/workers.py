@@ -17,6 +17,7 @@ from background_task import logs
 from background_task.states import State
 from background_task.storage import leases
 from background_task.storage.engine import Engine
+from background_task.storage.notifications import tell_freed
 from background_task.vendors import SessionLock
 
 logger = logs.named("background_task.storage")
@@ -70,8 +71,7 @@ def register(
 def deregister(engine: Engine, worker_id: str) -> None:
     """Say that this process takes no more tasks; not if it has left rows, which are rescued."""
     with engine.transaction():
-        sql = f"SELECT 1 FROM background_task WHERE {leases.IS_RUN_BY}"
-        if not engine.fetch(f"{sql} LIMIT 1", [worker_id]):
+        if not leases.run_by(engine, worker_id):
             _delete(engine, worker_id)
 
 
@@ -158,11 +158,11 @@ def find(engine: Engine, worker_id: str) -> Suspect | None:
 
 def forgotten(engine: Engine) -> list[str]:
     """Return who runs rows, but is not registered: it takes no tasks, or has left without them."""
-    sql = f"""
-        SELECT DISTINCT worker_id FROM background_task
-        WHERE {leases.IS_RUN} AND worker_id IS NOT NULL
+    where = """
+        worker_id IS NOT NULL
         AND worker_id NOT IN (SELECT worker_id FROM background_task_worker)
     """
+    sql = f"SELECT DISTINCT worker_id FROM ({leases.running('worker_id', where)}) AS running"
     return [worker_id for (worker_id,) in engine.fetch(sql)]
 
 
@@ -172,50 +172,52 @@ def free_forgotten(engine: Engine, worker_id: str) -> int:
         return _free(engine, Suspect(worker_id, None, "", 0.0, None))[1]
 
 
-def rescue(engine: Engine, suspect: Suspect, *, is_known_dead: bool = False) -> int | None:
+def rescue(engine: Engine, suspect: Suspect, *, ended_by: str | None = None) -> int | None:
     """Free the rows of a worker that is dead; return how many there were, None if it lives.
 
     Args:
         engine: where; not inside a transaction.
         suspect: the worker.
-        is_known_dead: whether that is certain, as to the process that has started it.
+        ended_by: what has ended it, where that is certain, as to the process that has started it.
     """
     lock: SessionLock | None = None
-    if suspect.lock_key is not None and not is_known_dead:
+    if suspect.lock_key is not None and ended_by is None:
         lock = engine.vendor.session_lock(engine.connection, suspect.lock_key)
         if lock is None:
             return None
     try:
         with engine.transaction():
-            if not _is_still_there(engine, suspect, is_known_dead=is_known_dead):
+            if not _is_still_there(engine, suspect, is_dead=ended_by is not None):
                 return None
-            found, freed = _free(engine, suspect)
+            found, freed = _free(engine, suspect, ended_by)
             if freed == found:
                 _delete(engine, suspect.worker_id)
-            return freed
     finally:
         if lock is not None:
             lock.release()
+    if freed:
+        tell_freed(engine)
+    return freed
 
 
-def _is_still_there(engine: Engine, suspect: Suspect, *, is_known_dead: bool) -> bool:
+def _is_still_there(engine: Engine, suspect: Suspect, *, is_dead: bool) -> bool:
     """Lock the row of the worker, unless somebody else rescues from it, or it has beaten since."""
     sql = "SELECT seen_at FROM background_task_worker WHERE worker_id = %s"
     sql += engine.vendor.lock + engine.vendor.skip
     # Not by how long it was silent: databases differ in what they make of fractions of a second.
     found = [seen_at for (seen_at,) in engine.fetch(sql, [suspect.worker_id])]
-    return bool(found) and (is_known_dead or found == [suspect.seen_at])
+    return bool(found) and (is_dead or found == [suspect.seen_at])
 
 
-def _free(engine: Engine, suspect: Suspect) -> tuple[int, int]:
+def _free(engine: Engine, suspect: Suspect, ended_by: str | None = None) -> tuple[int, int]:
     """Return how many rows there are to be freed, and how many are: transactions may hold some."""
     reason = "The worker was lost."
-    if suspect.silent:
+    if ended_by is not None:
+        reason = f"The worker was lost; it was ended by {ended_by}."
+    elif suspect.silent:
         reason = f"The worker was lost; it has been silent for {suspect.silent:.1f} s."
-    found = engine.fetch(
-        f"SELECT id FROM background_task WHERE {leases.IS_RUN_BY}", [suspect.worker_id]
-    )
-    marked = leases.lock(engine, [key for (key,) in found], "locked_by IS NOT NULL")
+    found = leases.run_by(engine, suspect.worker_id)
+    marked = leases.ours(engine, found, wait=False)
     freed = leases.lose(engine, marked, reason)
     # What it held is free, or is about to be, but one of these tasks may have ended the process.
     free = f"state = {State.READY:d} AND locked_by IS NULL"

@@ -58,7 +58,11 @@ class Watch(Protocol):
         ...
 
     def has_news(self) -> bool:
-        """Tell whether there may be rows that were not there the last time."""
+        """Hear what is told; tell whether there may be rows that were not there the last time."""
+        ...
+
+    def may_have_changed(self) -> bool:
+        """Tell whether there may be such rows, and leave what is told to be heard."""
         ...
 
     def close(self) -> None:
@@ -80,6 +84,8 @@ class Vendor:
     tells_last_key: ClassVar[bool] = False
     # Begins a transaction that is going to write.
     begin: ClassVar[str] = "BEGIN"
+    # Makes the transaction that has begun survive the server, where the session does not care.
+    durably: ClassVar[str] = ""
     # The column, where no index is to be used for it.
     unindexed_run_at: ClassVar[str] = "run_at"
     # What joins a table of values to the rows they are about, the few looked up among the many.
@@ -100,6 +106,13 @@ class Vendor:
         """Return the settings of a connection that is the engine's own, and not a project's."""
         return {**settings, "AUTOCOMMIT": True, "CONN_MAX_AGE": None}
 
+    def unpooled(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the settings of a connection that comes from no pool; None if none does anyway."""
+        return None
+
+    def prepare(self, connection: BaseDatabaseWrapper) -> None:
+        """Make a new connection ready that is the engine's own."""
+
     def locks_only_what_it_returns(
         self, connection: BaseDatabaseWrapper, *, is_ascending: bool
     ) -> bool:
@@ -110,6 +123,13 @@ class Vendor:
             is_ascending: whether the lowest priority comes first.
         """
         return True
+
+    def wants_a_bookmark(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether a search had better begin behind the rows that were deleted last.
+
+        They stand in the way where an index keeps them, and nobody marks those he comes across.
+        """
+        return False
 
     def now(self, connection: BaseDatabaseWrapper) -> datetime:
         """Return the time of the database's own clock."""
@@ -168,6 +188,21 @@ class Vendor:
     def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
         """Tell whether one is open for certain, if need be by asking the server."""
         return self.may_be_in_transaction(connection)
+
+    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
+        """Mark the open transaction, where its end could not be noticed otherwise."""
+        return None
+
+    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
+        """Tell whether somebody has ended the transaction that was marked so, or broken it.
+
+        And that without Django's knowledge. Of one that is lost with its connection the next
+        statement tells.
+        """
+        try:
+            return not self.may_be_in_transaction(connection)
+        except Exception:
+            return False
 
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """Take the write lock at the start of a transaction that reads before it writes."""
@@ -273,6 +308,8 @@ class AlwaysNews:
     def has_news(self) -> bool:
         """Look for yourself."""
         return True
+
+    may_have_changed = has_news
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -23,6 +24,10 @@ _COLUMNS = """
     pk BIGINT PATH '$[0]', began BIGINT PATH '$[1]', ended BIGINT PATH '$[2]',
     value LONGTEXT PATH '$[3]'
 """
+
+
+# ER_SP_DOES_NOT_EXIST, of savepoints too.
+_NO_SUCH_SAVEPOINT = 1305
 
 
 class MySQL(Vendor):
@@ -47,6 +52,10 @@ class MySQL(Vendor):
     ) -> bool:
         """Only where an index has the order; what is sorted has been locked before."""
         return bool(connection.features.supports_index_column_ordering) and not is_ascending
+
+    def wants_a_bookmark(self, connection: BaseDatabaseWrapper) -> bool:
+        """On MariaDB, which is known to read on from there without a sort."""
+        return bool(connection.mysql_is_mariadb)  # type: ignore[attr-defined]
 
     def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
         """At READ COMMITTED, whatever the project has chosen for itself.
@@ -156,6 +165,20 @@ class MySQL(Vendor):
         cursor.execute("SELECT @@in_transaction")
         return bool(cursor.fetchone()[0])
 
+    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
+        """By a savepoint: after a COMMIT the next statement begins another transaction."""
+        mark: str | None = connection.savepoint()
+        return mark
+
+    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
+        """A savepoint is gone with its transaction."""
+        if mark is not None and not connection.needs_rollback:
+            try:
+                connection.savepoint_commit(mark)
+            except Error as error:
+                return error.args[:1] == (_NO_SUCH_SAVEPOINT,)
+        return False
+
 
 def _path_of_bell(connection: BaseDatabaseWrapper) -> Path:
     """Return the path of a file that whoever uses this database on this host finds."""
@@ -184,6 +207,9 @@ class _Bell:
     def has_news(self) -> bool:
         self._file.drain()
         return True  # not everybody rings
+
+    def may_have_changed(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._file.close()

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from django.conf import settings
 from django.db import NotSupportedError
@@ -35,6 +36,7 @@ class PostgreSQL(Vendor):
     can_hold = True
     can_return_changed = True
     can_notify = True
+    durably = "SET LOCAL synchronous_commit TO DEFAULT"
 
     def apart(self, settings: dict[str, Any]) -> dict[str, Any]:
         """At READ COMMITTED, whatever the project has chosen for itself, parameters by the client.
@@ -46,6 +48,11 @@ class PostgreSQL(Vendor):
         options = {**settings["OPTIONS"], "server_side_binding": False, "pool": False}
         options.pop("isolation_level", None)
         return {**settings, "OPTIONS": options}
+
+    def unpooled(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Django has a pool for PostgreSQL alone."""
+        options = settings["OPTIONS"]
+        return {**settings, "OPTIONS": {**options, "pool": False}} if options.get("pool") else None
 
     def now(self, connection: BaseDatabaseWrapper) -> datetime:
         """The time of the server, at the beginning of the statement."""
@@ -96,6 +103,38 @@ class PostgreSQL(Vendor):
     def is_in_transaction(self, connection: BaseDatabaseWrapper) -> bool:
         """The same, but for a connection that is broken: 4 is that nobody knows."""
         return connection.connection.info.transaction_status not in (0, 4)
+
+    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
+        """By a setting that ends with it: after a COMMIT the driver begins another by itself.
+
+        In a savepoint nobody could choose the isolation level any more, nor after a query.
+        """
+        mark = uuid4().hex
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL background_task.mark = '{mark}'")
+        return mark
+
+    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
+        """The driver knows whether it is open, idle (0), broken (3), or lost (4)."""
+        status = int(connection.connection.info.transaction_status)
+        if status in (0, 3, 4):
+            return status != 4
+        try:
+            with connection.connection.cursor() as cursor:
+                cursor.execute("SELECT current_setting('background_task.mark', true)")
+                return bool(cursor.fetchone() != (mark,))
+        except Exception:
+            return False
+
+    def prepare(self, connection: BaseDatabaseWrapper) -> None:
+        """Let the planner read indexes in their order, whatever it knows of the table.
+
+        Where it knows nothing yet it expects a few rows, and would sort thousands at each claim. To
+        compile any of these statements would take longer than to execute it.
+        """
+        if self.has_session_locks(connection):  # else it would be set for others
+            with connection.cursor() as cursor:
+                cursor.execute(_PREPARE)
 
     def prepare_control(self, connection: BaseDatabaseWrapper) -> None:
         """Nothing that is written here has to survive the server; and a lost host is to be noticed.
@@ -224,6 +263,11 @@ class PostgreSQL(Vendor):
         return "\t".join(map(_copied, values))
 
 
+# Not every server that speaks PostgreSQL's language has each of them.
+_PREPARE = """
+    SELECT set_config(name, 'off', false) FROM pg_settings
+    WHERE name IN ('enable_bitmapscan', 'jit')
+"""
 # So many rows are handed over together when they are copied.
 _AT_ONCE = 1000
 _SPECIAL = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
@@ -281,6 +325,9 @@ class _Ear:
 
     def has_news(self) -> bool:
         return bool(self.heard())
+
+    def may_have_changed(self) -> bool:
+        return True  # not everything is told
 
     def close(self) -> None:
         pass  # it is the connection

@@ -161,6 +161,7 @@ class _DataVersion:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         connection.ensure_connection()
         self._driver = connection.connection
+        self._in_djangos_errors = connection.wrap_database_errors
         self._paths = [Path(f"{connection.settings_dict['NAME']}{end}") for end in ("", "-wal")]
         self._seen = self._version()
         self._files: FileWatch | None = None
@@ -179,6 +180,9 @@ class _DataVersion:
             self._files.drain()
             if self._watched != self._identities():  # another takes its place, unseen
                 raise OperationalError("The files of the database were replaced.")
+        return self.may_have_changed()
+
+    def may_have_changed(self) -> bool:
         before, self._seen = self._seen, self._version()
         return before != self._seen
 
@@ -187,11 +191,13 @@ class _DataVersion:
             self._files.close()
 
     def _version(self) -> int:
-        version: int = self._driver.execute("PRAGMA data_version").fetchone()[0]
+        with self._in_djangos_errors:
+            version: int = self._driver.execute("PRAGMA data_version").fetchone()[0]
         return version
 
     def _watch_files(self) -> None:
-        (mode,) = self._driver.execute("PRAGMA journal_mode").fetchone()
+        with self._in_djangos_errors:
+            (mode,) = self._driver.execute("PRAGMA journal_mode").fetchone()
         wanted = self._paths if mode == "wal" else self._paths[:1]
         with suppress(OSError):
             self._files = FileWatch(wanted)

@@ -7,14 +7,15 @@ delays no others, and keeps no transaction open. So every step is taken under on
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from background_task import logs
-from background_task.execution.runs import CUT_OFF, HANDED_BACK, Keeping, Kept
+from background_task.execution.runs import CUT_OFF, HANDED_BACK, Keeping, Kept, runs
 from background_task.records import Claim, Ended, Mark
 from background_task.storage import claim as claiming
 from background_task.storage import leases, workers
@@ -62,6 +63,8 @@ class Batch:
         self._unrecorded: list[Ended] = []
         self._current: Claim | None = None
         self._since = self._began = time.monotonic()
+        # Of rows whose transaction was lost: nobody has taken off a lock that was never written.
+        self.never_marked: set[int] = set()
         self.size = len(claims)
         self.begun = 0
 
@@ -125,6 +128,11 @@ class Batch:
             self._let_go()
             return True
 
+    def let_go(self) -> None:
+        """Record what has ended, and give back what has not begun, while one goes on."""
+        with self._lock:
+            self._let_go()
+
     def record(self) -> list[Ended]:
         """Record what has ended; return what has to be recorded by itself, all of it marked.
 
@@ -142,21 +150,15 @@ class Batch:
             if self._is_held:
                 return {}
             current = [] if self._current is None else [self._current]
-            never_again = self._never_again()
-            return {
-                (lock := self._lock_of(each)): Keeping(str(each), lock in never_again)
-                for each in [*current, *self._waiting]
-            }
+            return self.keeping([*current, *self._waiting])
 
-    def _never_again(self) -> list[Lock]:
-        """Return the lock of what has begun and must not do so twice."""
-        if not (self._must_not_run_twice and self.begun):
-            return []
-        rows = [self._current] if self._current is not None else self._waiting
-        return [self._lock_of(each) for each in rows]
-
-    def _lock_of(self, claim: Claim) -> Lock:
-        return Lock(claim.pk, self._by.locked_by, claim.epoch)
+    def keeping(self, claims: Iterable[Claim]) -> Kept:
+        """Return what is kept of rows that are marked, of which one has begun if any has."""
+        is_never_again = self._must_not_run_twice and self.begun > 0
+        return {
+            Lock(each.pk, self._by.locked_by, each.epoch): Keeping(str(each), is_never_again)
+            for each in claims
+        }
 
     def _let_go(self) -> None:
         """Record what has ended, mark what runs, and free what waits."""
@@ -182,19 +184,19 @@ class Batch:
             except Exception as error:
                 logger.warning("A batch of %d could not be recorded: %s", len(ended), reason(error))
                 self._engine.roll_back()
+                runs.doubt(self._engine.using)
                 self._take_again(ended)
             return
         recorded: set[int] = set()
         try:
             if ended:
                 recorded = acknowledge(self._engine, ended, self._by)
-            if self._waiting:
-                locks = [self._lock_of(claim) for claim in self._waiting]
-                leases.hand_back(self._engine, locks, self._never_again())
-                self._waiting.clear()
         except Exception as error:  # the database is away: one by one there is more patience
             logger.warning("A batch could not be recorded: %s", reason(error))
         self._unrecorded += [each for each in ended if each.claim.pk not in recorded]
+        if self._waiting:
+            runs.give_up(self._engine, self.keeping(self._waiting), logging.DEBUG)
+            self._waiting.clear()
 
     def _take_again(self, ended: Sequence[Ended]) -> None:
         """After what was held was lost: record it, unless somebody else has taken it."""
@@ -214,7 +216,9 @@ class Batch:
                 if leases.lock(self._engine, [claim.pk], free):
                     return claiming.mark_held(self._engine, [claim], self._by)[0]
         except Exception as error:
+            runs.doubt(self._engine.using)
             logger.warning(
                 "%s has to run again, it could not be recorded: %s", claim, reason(error)
             )
+        self.never_marked.add(claim.pk)
         return None

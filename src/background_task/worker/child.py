@@ -46,20 +46,30 @@ def main(orders: Connection, options: Options, supervisor: str, log_std: bool) -
     """
     import django
 
+    signals = ChildSignals()
+    signals.keep()  # the supervisor has had them held back until here
     django.setup()
-    sys.exit(_work(orders, options, supervisor, log_std))
+    from background_task.worker.shutdown import LONGEST_EXIT_OF_CHILD, limit_exit
+
+    code = 1
+    try:
+        code = _work(orders, options, signals, supervisor, log_std)
+    finally:
+        limit_exit(code, LONGEST_EXIT_OF_CHILD)
+    sys.exit(code)
 
 
-def _work(orders: Connection, options: Options, supervisor: str, log_std: bool) -> int:
+def _work(
+    orders: Connection, options: Options, signals: ChildSignals, supervisor: str, log_std: bool
+) -> int:
     from background_task.exceptions import BackgroundTaskError
     from background_task.identity import this_worker
     from background_task.tasks import tasks
     from background_task.worker.output import log_what_is_printed
     from background_task.worker.process import Process
-    from background_task.worker.shutdown import REPLACE, leave_now, leave_soon
+    from background_task.worker.shutdown import REPLACE, leave_now
 
-    signals = ChildSignals(lambda: leave_soon(signals))
-    threading.Thread(target=_obey, args=[orders, signals], name="orders", daemon=True).start()
+    threading.Thread(target=obey, args=[orders, signals], name="orders", daemon=True).start()
     if log_std:
         log_what_is_printed()
     process = Process(
@@ -90,6 +100,14 @@ class ChildSignals(SignalManager):
 
     may_force = False
 
+    def __init__(self) -> None:
+        super().__init__(self._leave_soon)
+
+    def _leave_soon(self) -> None:
+        from background_task.worker.shutdown import leave_soon
+
+        leave_soon(self)
+
     def _install(self) -> None:
         super()._install()
         for name in ("SIGINT", "SIGTSTP", "SIGBREAK"):
@@ -104,7 +122,8 @@ class ChildSignals(SignalManager):
             super().exit_gracefully(signum, frame)
 
 
-def _obey(orders: Connection, signals: ChildSignals) -> None:
+def obey(orders: Connection, signals: ChildSignals) -> None:
+    """Do as the process says that has started this one, and stop when it has ended."""
     hold_off_signals()
     try:
         while True:
@@ -117,7 +136,7 @@ def _obey(orders: Connection, signals: ChildSignals) -> None:
                 _stop(signals, by_force=order == FORCE)
     except (EOFError, OSError):
         if not signals.kill_now:
-            say("The supervisor has ended; this process finishes what it runs, and ends too.")
+            say("The process that has started this one has ended; it finishes what runs, and ends.")
         _stop(signals, by_force=False)
 
 

@@ -58,13 +58,13 @@ class Duties:
             self.keep_declared_chains()
         self._try("report unknown names", partial(self.report_unknown_names, AMONG))
 
-    def known(self) -> Collection[str]:
-        """Return the names of which there is nothing to find out; none if there is no end of them.
+    def known(self) -> Collection[str] | None:
+        """Return the names of which there is nothing to find out; None if there is no end of them.
 
         They are the parameters of a statement, and databases take only so many.
         """
         if len(self._reported) >= MOST_NAMES:
-            return ()
+            return None
         return {*self._tasks._tasks, *self._reported}
 
     def expect_unknown(self) -> None:

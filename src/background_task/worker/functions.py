@@ -23,6 +23,7 @@ from background_task.storage.transient import TRANSIENT
 from background_task.utils import Canary, leave
 from background_task.worker import taking
 from background_task.worker.batch import Batch
+from background_task.worker.bookmark import Bookmark
 from background_task.worker.budget import Budget
 from background_task.worker.options import Queues
 from background_task.worker.runner import Runner
@@ -87,6 +88,7 @@ class Functions:
         self._is_cut = self._is_rescued = False
         self._turn = 0
         self._may_hold = False
+        self._bookmark = Bookmark(engine)
         self._batch: Batch | None = None
         self._is_busy = threading.Event()
         self._is_closed = False
@@ -131,7 +133,9 @@ class Functions:
             _leave_if_files_are_closed()
             run.record()
             runs.drop(batch.kept)
-            self._budget.give_back(batch.size - batch.begun)
+            if batch.begun < batch.size:
+                self._budget.give_back(batch.size - batch.begun)
+                self._bookmark.remove()  # they may be taken at once
         self._adapt(batch, time.perf_counter() - begun)
         self._may_hold = is_full and run.all_were_quick
         return True
@@ -141,7 +145,7 @@ class Functions:
 
         None where nothing tells, and where none would be asked for.
         """
-        if self._budget.left == 0:
+        if self._budget.left == 0 or not self._names.functions():
             return None
         with suppress(*TRANSIENT), self._engine.lock:
             return self._engine.listen(NEW)
@@ -178,7 +182,8 @@ class Functions:
     def _hold(self, wanted: Wanted, most: int) -> Batch | None:
         self._engine.begin()
         try:
-            claims = claim.hold(self._engine, wanted, most)
+            claims = self._bookmark.hold(wanted, most)
+            is_full = len(claims) == most
             count = self._fitting(claims)
             if count <= 1:  # it may have to be alone, or is: a note of it would cost as much
                 self._engine.roll_back()
@@ -189,6 +194,8 @@ class Functions:
                 self._engine.roll_back()
                 return self._mark(wanted, most)
             self._has_noted = True
+            if is_full:
+                self._bookmark.put(claims[-1])
         except BaseException:
             self._engine.roll_back()
             raise
@@ -221,7 +228,8 @@ class Functions:
             is_held=is_held,
             must_not_run_twice=taking.has_to_be_alone(self._tasks, claims),
         )
-        runs.keep(self._engine.using, batch.kept, [each.pk for each in claims])
+        keys = [each.pk for each in claims]
+        runs.keep(self._engine.using, batch.kept, keys, batch.let_go)
         return batch
 
     def _adapt(self, batch: Batch, seconds: float) -> None:

@@ -19,7 +19,6 @@ from background_task.identity import has_ended, this_worker
 from background_task.settings import app_settings
 from background_task.storage import readiness, workers
 from background_task.storage.engine import Engine
-from background_task.storage.notifications import tell_freed
 from background_task.storage.transient import BETWEEN_COMPLAINTS, TRANSIENT, reason
 from background_task.utils import hold_off_signals
 
@@ -226,20 +225,23 @@ class Heart:
             for request in requests.split():
                 self._on_request(request)
 
-    def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
+    def _rescue(self, suspects: Iterable[workers.Suspect]) -> bool:
         """Free what these ran, as far as they are dead; tells whether there was something."""
         freed = 0
         for suspect in suspects:
-            count = workers.rescue(self._engine, suspect, is_known_dead=is_known_dead)
-            if count is not None:
+            count = workers.rescue(self._engine, suspect)
+            if count:
                 freed += count
                 logger.warning(
                     "The worker %s is dead; %d task(s) that it ran are to run again",
                     suspect.worker_id,
                     count,
                 )
-        if freed:
-            tell_freed(self._engine)
+            elif count == 0:  # as after what it ran was handed back
+                logger.info(
+                    "The worker %s has ended; nothing that it ran is to run again",
+                    suspect.worker_id,
+                )
         return bool(freed)
 
     def _pause(self, timeout: float) -> bool:

@@ -6,6 +6,7 @@ come that they may run.
 
 from __future__ import annotations
 
+import math
 import selectors
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from background_task.execution.runs import runs
 from background_task.records import Wanted
 from background_task.storage import readiness, workers
 from background_task.storage.notifications import BETWEEN_NOTICES, BETWEEN_NOTICES_OF_FEW, NEW
+from background_task.worker import taking
 from background_task.worker.heart import Heart
 
 # Between two looks while nobody waits, in seconds.
@@ -29,7 +31,7 @@ LEAST_SLEEP = 0.05
 # After news, rows may be stored of which nothing is told; so many seconds later there is a look.
 ECHOES = (0.00125, 0.0035, BETWEEN_NOTICES_OF_FEW, BETWEEN_NOTICES)
 # A file changes a moment before what was written to it can be read: SQLite says last, by shared
-# memory, that it is valid, and may wait for the disk before.
+# memory, that it is valid, and may wait for the disk before. After these times it is asked again.
 MOMENTS = (0.0005, 0.003, 0.007, 0.012, 0.02, 0.1)
 # Where nothing tells of new rows, the questions may take so much of a core; and looks and questions
 # alike so much of the time, while somebody is busy who needs it.
@@ -73,7 +75,7 @@ class Lookout(Heart):
         using: the alias of the database.
         drivers: who waits for tasks.
         sleep: seconds between two looks where nothing has told of new rows.
-        known: returns the names that tasks are known to have.
+        known: returns the names that tasks are known to have, or None to look for no others.
         on_unknown: called when nothing may run but rows of other names.
         options: see :class:`Heart`.
     """
@@ -84,7 +86,7 @@ class Lookout(Heart):
         *,
         drivers: Sequence[Driver],
         sleep: float,
-        known: Callable[[], Collection[str]] = tuple,
+        known: Callable[[], Collection[str] | None] = lambda: None,
         on_unknown: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
@@ -99,6 +101,10 @@ class Lookout(Heart):
         self._ear: int | None = None
         # When something is due that a look has seen; when the last look, or question, has ended.
         self._next_due = self._looked_at = 0.0
+        # The key of the row that was due when it was asked for one the last time, and when it was
+        # looked for.
+        self._due: int | None = None
+        self._noticed_at = 0.0
         self._cost = self._rested_at = 0.0
         # For whom there may be rows that were not looked for, since they were not hungry. It is not
         # changed but replaced: the drivers read it in their own threads.
@@ -139,7 +145,7 @@ class Lookout(Heart):
 
     def _spend_time(self, now: float) -> None:
         hungry = self._hungry()
-        if now >= self._next_look:
+        if now >= self._next_look or self._is_echo(now):
             self._behind = frozenset(self._drivers).difference(hungry)
             if any(each.is_hungry for each in self._behind):  # only since a moment ago
                 self.poke()
@@ -174,9 +180,7 @@ class Lookout(Heart):
 
     def _look_for(self, drivers: Collection[Driver]) -> None:
         wanted = _wanted(drivers)
-        if not wanted.names:
-            return
-        known = self._known() if self._hungry() else ()
+        known = self._known() if self._hungry() else None
         soonest = 0.0
         with self._using_engine:
             found = readiness.look(self._engine, wanted, known)
@@ -199,7 +203,7 @@ class Lookout(Heart):
             self._next_due = min(self._next_due, upcoming)
 
     def _plan(self, began: float) -> None:
-        """Say when there is to be a look: when something is due, or a moment after news.
+        """Say when there is to be a look: when something is due.
 
         Args:
             began: before the last look, which may have missed what came while it lasted.
@@ -207,12 +211,24 @@ class Lookout(Heart):
         while self._echoes and self._echoes[0] <= began:
             self._echoes.popleft()
         self._next_look = self._next_due
-        if self._echoes:
-            self._next_look = min(self._next_look, max(self._echoes[0], self._rested))
+
+    @property
+    def _next_echo(self) -> float:
+        """When there is to be a look, or a question, a moment after news."""
+        return max(self._echoes[0], self._rested) if self._echoes else math.inf
+
+    def _is_echo(self, now: float) -> bool:
+        """Tell whether there is to be a look since there was news a moment ago."""
+        if now < self._next_echo:
+            return False
+        while self._echoes and self._echoes[0] <= now:
+            self._echoes.popleft()
+        with self._using_engine:
+            return self._watch.may_have_changed()
 
     def _wait(self, hungry: Collection[Driver]) -> None:
         """Wait for the next beat, the next look, or news."""
-        until = min(self._next_beat, self._next_look)
+        until = min(self._next_beat, self._next_look, self._next_echo)
         if hungry and not self._watch.is_complete:
             self._ask(hungry, until)
         elif self._watch.was_told or self._pause(until - time.monotonic()):
@@ -244,12 +260,11 @@ class Lookout(Heart):
         pauses = ECHOES if self._watch.is_of_rows else MOMENTS
         now = time.monotonic()
         self._echoes = deque(now + pause for pause in pauses)
-        self._next_look = min(self._next_look, max(self._echoes[0], self._rested))
 
     def _ask(self, hungry: Collection[Driver], until: float) -> None:
         """Ask for news, again and again, until there is some or the time has come."""
         wanted = _wanted(hungry)
-        while wanted.names and (left := until - time.monotonic()) > 0:
+        while (left := until - time.monotonic()) > 0:
             is_told = self._pause(min(left, self._between_questions()))
             if self._next_look < until or self._is_stopping:
                 return
@@ -257,16 +272,24 @@ class Lookout(Heart):
             with self._using_engine:
                 is_news = self._watch.has_news()
                 if is_news and not is_told:
-                    is_news = readiness.is_due(self._engine, wanted)
+                    is_news = self._is_due(wanted)
             self._cost += (time.thread_time() - began - self._cost) / 8
             self._rest(began_at)
             if is_told:
                 self._heed_news(hungry)
             elif is_news:
-                self._next_look = 0.0  # it is due
+                self._next_look = 0.0
             if is_told or is_news:
                 return
-        self._pause(until - time.monotonic())
+
+    def _is_due(self, wanted: Wanted) -> bool:
+        """Tell whether to look for a row; now and then only for one that was not taken since."""
+        before, self._due = self._due, readiness.due(self._engine, wanted)
+        now = time.monotonic()
+        if self._due is None or (self._due == before and now < self._noticed_at + BETWEEN_LOOKS):
+            return False
+        self._noticed_at = now
+        return True
 
     def _between_questions(self) -> float:
         """Return how long to wait before the next one, so that they take little of a core."""
@@ -281,15 +304,15 @@ class Lookout(Heart):
     def _beat(self) -> None:
         super()._beat()
         with self._using_engine:
-            runs.settle_late_doubts(self._engine)
+            taking.settle_late_doubts(self._engine)
 
     def _register(self) -> None:
         super()._register()
         # An earlier worker of this process, as in a web server, may have left something behind.
         runs.doubt(self._engine.using, lasts=0)
 
-    def _rescue(self, suspects: Iterable[workers.Suspect], *, is_known_dead: bool = False) -> bool:
-        if is_freed := super()._rescue(suspects, is_known_dead=is_known_dead):
+    def _rescue(self, suspects: Iterable[workers.Suspect]) -> bool:
+        if is_freed := super()._rescue(suspects):
             self._next_look = 0.0
         return is_freed
 

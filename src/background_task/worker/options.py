@@ -89,6 +89,8 @@ class Options:
     max_memory: float | None = None
     shutdown_timeout: float | None = None
     worker_name: str | None = None
+    # Which of them only the setting has said.
+    from_setting: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -96,12 +98,21 @@ class Options:
         said = {name: value for name, value in given.items() if _is_said(value)}
         setting = {name: value for name, value in _setting().items() if name not in said}
         try:
-            return cls._told({**setting, **said})
+            return replace(cls._told({**setting, **said}), from_setting=frozenset(setting))
         except (ArgumentTypeError, ArgumentValueError) as error:
             text = str(error)
             if from_there := [name.upper() for name in setting if _option(name) in text]:
                 text += f" The setting {SETTING} has {', '.join(from_there)}."
             raise type(error)(text) from None
+
+    def by_one_thread(self) -> Options:
+        """Return the same without more processes and threads, unless the call itself asks for them.
+
+        For tests, whose transaction nobody else sees into, the setting says too much.
+        """
+        processes = 1 if "processes" in self.from_setting else self.processes
+        threads = 1 if "threads" in self.from_setting else self.threads
+        return replace(self, processes=processes, threads=threads)
 
     @classmethod
     def _told(cls, told: Mapping[str, Any]) -> Options:

@@ -17,6 +17,7 @@ from django.db import connections
 from background_task import logs, vendors
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
+from background_task.execution.connections import go_back_to_pools, keep_out_of_pools
 from background_task.execution.interruptions import limits
 from background_task.execution.runs import runs
 from background_task.models import Task, Worker
@@ -44,9 +45,9 @@ from background_task.worker.budget import Budget
 from background_task.worker.coroutines import Coroutines
 from background_task.worker.duties import Duties
 from background_task.worker.functions import Functions
-from background_task.worker.lookout import Lookout
-from background_task.worker.options import EVERY, Options
-from background_task.worker.shutdown import hand_back
+from background_task.worker.lookout import LEAST_SLEEP, Lookout
+from background_task.worker.options import EVERY, SETTING, Options
+from background_task.worker.shutdown import hand_back, let_go
 from background_task.worker.systemd import ServiceManager
 from background_task.worker.threads import Threads
 
@@ -116,6 +117,7 @@ class Process:
         """
         outer, self._tasks.database = self._tasks.database, self._options.database
         named_databases.update(filter(None, [self._options.database]))
+        pooled = keep_out_of_pools()
         try:
             autodiscover()
             self._using = self._tasks.queue_database()
@@ -130,6 +132,7 @@ class Process:
                     raise
         finally:
             self._tasks.database = outer
+            go_back_to_pools(pooled)
 
     def _keep_to_the_deadline(self, stack: ExitStack) -> None:
         """Let the end of the duration be like a first signal, where what runs has only so long."""
@@ -188,6 +191,7 @@ class Process:
         """Hand back what runs here, and let another process take this one's place."""
         self._gives_way = True
         taking.close()
+        let_go()
         hand_back()
         if self._heart is not None:
             self._heart.stop()
@@ -256,8 +260,11 @@ class Process:
         }
         for name, value in asked.items():
             if value:
+                key = name.removeprefix("--").replace("-", "_")
+                where = f"the setting {SETTING}" if key in options.from_setting else "the call"
                 raise ArgumentValueError(
-                    f"{name} cannot be had here: tasks are taken one by one, since {reason}."
+                    f"{name} cannot be had here: tasks are taken one by one, since {reason}. Leave "
+                    f"it out of {where}."
                 )
         logger.debug("Tasks are taken one by one: %s", reason)
 
@@ -312,7 +319,7 @@ class Process:
 
     def _expect_unknown(self) -> None:
         self._duties.expect_unknown()
-        self.wake()
+        self.wake()  # a module may be imported in the main thread only, if it takes signals
 
     def _keep_signals(self) -> None:
         """Take signals back that a task has taken; asyncio leaves them at their defaults."""
@@ -383,7 +390,8 @@ class Process:
         return [] if file is None else [file]
 
     def _wait_for_work(self) -> None:
-        pause = self._options.sleep
+        # Where nobody tells, what is due sooner shortens it.
+        pause = max(self._options.sleep, LEAST_SLEEP)
         if self._options.burst or self._options.max_memory or self._budget.left is not None:
             pause = min(pause, BETWEEN_LOOKS)
         if not self._is_told():
@@ -410,9 +418,9 @@ class Process:
             if readiness.settle(engine):
                 return 0
             upcoming = readiness.look(engine, self.wanted()).upcoming
-            return self._options.sleep if upcoming is None else max(upcoming, 0)
+            return math.inf if upcoming is None else max(upcoming, 0)
 
-        return unless_unreachable(engine.connection, look, otherwise=self._options.sleep)
+        return unless_unreachable(engine.connection, look, otherwise=math.inf)
 
     def _is_done(self) -> bool:
         """Tell whether nothing runs and nothing is due."""

@@ -135,9 +135,12 @@ class Runner:
     def _run_fully(self, claimed: Claim) -> Ended | None:
         self.all_were_quick = False
         row = self._rows.get(claimed.pk)
-        attempt = self._attempt(self._batch.current_marked() if row is None else row)
-        if attempt is None:
+        if row is None:
+            marked = self._batch.current_marked()
+            row = taking.read(self._using, [marked], self._by).get(marked.pk)
+        if row is None:
             return None
+        attempt = self._attempt(row)
         at_once = self._is_watched or claimed.is_chain
         began = time.perf_counter()
         try:
@@ -165,19 +168,16 @@ class Runner:
         return Ended(claimed, began, time.perf_counter(), text)
 
     def _has_failed(self, error: BaseException) -> None:
-        attempt = self._attempt(self._batch.current_marked())
+        attempt = self._attempt_that_has_run(self._batch.current_marked())
         if attempt is None:
             return
-        attempt.resume()
         attempt.fail(error)
         runs.end(attempt.task)
 
     def _succeed_by_itself(self, ended: Ended) -> None:
         attempt = self._attempts.pop(ended.claim.pk, None)
-        if attempt is None:
-            if (attempt := self._attempt(ended.claim)) is None:
-                return
-            attempt.resume()
+        if attempt is None and (attempt := self._attempt_that_has_run(ended.claim)) is None:
+            return
         try:
             attempt.record_success(ended.value)
         except BaseException as error:
@@ -196,16 +196,22 @@ class Runner:
                 attempt.has_succeeded(finished.get(row.pk), is_recorded=True)
             runs.end(row)
 
-    def _attempt(self, row: Task | Claim) -> Attempt | None:
-        """Return the attempt at a row, which is marked; None when it is not ours any more."""
-        if isinstance(row, Claim):
-            found = taking.read(self._using, [row], self._by).get(row.pk)
-            if found is None:
-                self._log.warning(
-                    "%s cannot be recorded: its row was deleted or taken over meanwhile", row
-                )
-                return None
-            row = found
+    def _attempt_that_has_run(self, marked: Claim) -> Attempt | None:
+        """Return the attempt at a row by :meth:`_run_quickly`; None if it cannot be recorded."""
+        try:
+            row = taking.read_again(self._using, marked, self._by)
+        except Exception as error:
+            runs.leave_unrecorded(self._using, self._batch.keeping([marked]), error)
+            return None
+        if row is None:
+            was_marked = marked.pk not in self._batch.never_marked
+            runs.leave_to_others(self._using, marked, "has run", may_be_unlocked=was_marked)
+            return None
+        attempt = self._attempt(row)
+        attempt.resume()
+        return attempt
+
+    def _attempt(self, row: Task) -> Attempt:
         return Attempt(self._proxies[row.task_name], row, hooks.logger)
 
 

@@ -7,20 +7,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+from background_task import logs
 from background_task.execution.runs import runs
 from background_task.utils import SignalManager, exit_code, hold_off_signals, leave
 
+logger = logs.named("background_task.tasks")
+
 # The exit code of a process that wants to be started anew, a number of sysexits.h.
 REPLACE = 75
-# What a process may have open, which nobody else is to keep open.
-MOST_FILES = 65_536
 
 # How long a forced stop waits for what runs to give way, and again for the database, in seconds.
 GRACE = 2.0
+# How long threads that tasks have left behind may keep a process that is done, and one whose place
+# another is to take; and how long they may do so without a word. In seconds.
+LONGEST_EXIT = 10.0
+LONGEST_EXIT_OF_CHILD = 5.0
+SHORT_EXIT = 0.5
+# How often it is looked whether a second signal has come meanwhile, in seconds.
+BETWEEN_LOOKS = 0.1
 # So long the interpreter may take to let another thread go on, in seconds.
 SWITCH = 0.02
 
@@ -35,18 +43,71 @@ def leave_soon(signals: SignalManager) -> None:
 
 def hand_back() -> None:
     """Give up what runs, without waiting for the database for long."""
-    with suppress(RuntimeError):  # the interpreter is ending already
-        handing_back = threading.Thread(target=runs.hand_back, daemon=True)
-        handing_back.start()
-        handing_back.join(GRACE)
+    _do_for_a_while(runs.hand_back)
+
+
+def let_go() -> None:
+    """Record what has ended, without waiting for the database for long."""
+    _do_for_a_while(runs.let_go)
+
+
+def _do_for_a_while(what: Callable[[], None]) -> None:
+    doing = threading.Thread(target=what, daemon=True)
+    try:
+        doing.start()
+    except RuntimeError:  # no more are to be had, as in an exit handler of Python 3.12.0 and 3.12.1
+        with suppress(Exception):
+            what()
+    else:
+        doing.join(GRACE)
 
 
 def leave_now(code: int) -> NoReturn:
     """End the process, by an exit where nothing but that is left to do."""
-    others = set(threading.enumerate()) - {threading.main_thread()}
-    if any(not thread.daemon for thread in others):
+    if _others():
         leave(code)  # what a task has left running in threads would hold the process up
     sys.exit(code)
+
+
+def limit_exit(code: int, longest: float) -> None:
+    """See to it that no thread that a task has left behind keeps this process when it exits.
+
+    Args:
+        code: the exit code that it has then.
+        longest: how long such threads may go on, in seconds.
+    """
+    has_begun = threading.Event()
+    with suppress(RuntimeError):  # there is no room for a thread
+        # Now: Python 3.12 starts no thread any more when the exit has begun.
+        threading.Thread(
+            target=_end_the_exit, args=[has_begun, code, longest], name="exit", daemon=True
+        ).start()
+        # Not by atexit, which comes after all threads have ended. The last that is registered here
+        # is called first, before concurrent.futures waits for its own threads.
+        threading._register_atexit(has_begun.set)  # type: ignore[attr-defined]
+
+
+def _end_the_exit(has_begun: threading.Event, code: int, longest: float) -> None:
+    hold_off_signals()
+    has_begun.wait()
+    until = time.monotonic() + longest
+    time.sleep(SHORT_EXIT)  # an idle thread of a pool ends by itself now
+    if others := _others():
+        names = ", ".join(sorted(thread.name for thread in others))
+        text = "Threads keep this process, whose work is done; it ends without them in %g s: %s"
+        logger.warning(text, longest - SHORT_EXIT, names)
+    while others := _others():
+        if (forced := SignalManager.forced_code()) is not None:
+            leave(forced)
+        if (left := until - time.monotonic()) <= 0:
+            leave(code)
+        others[0].join(min(left, BETWEEN_LOOKS))
+
+
+def _others() -> list[threading.Thread]:
+    """Return the threads that Python waits for, beside the main one."""
+    main = threading.main_thread()
+    return [each for each in threading.enumerate() if each is not main and not each.daemon]
 
 
 def start_anew(more: Sequence[str]) -> NoReturn:
@@ -64,10 +125,23 @@ def start_anew(more: Sequence[str]) -> NoReturn:
     if os.name == "posix" and sys.executable:
         # The caller's thread may hold signals off, which the new program would inherit.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        os.closerange(3, MOST_FILES)
+        _close_files_with_the_program()
         time.sleep(SWITCH)  # lets the main thread note a signal that has just come
         if SignalManager.is_stopping():
             leave(0)
         with suppress(OSError):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])  # noqa: S606
     leave(REPLACE)
+
+
+def _close_files_with_the_program() -> None:
+    """Let the kernel close all files but the standard ones when another program takes this place.
+
+    Until then they stay open: what still runs in other threads would take closed ones, or others
+    of the same number, for its own.
+    """
+    with suppress(OSError):  # without such a folder there may be those that a C library has opened
+        for number in map(int, os.listdir("/dev/fd")):
+            if number > 2:
+                with suppress(OSError):  # that of the folder
+                    os.set_inheritable(number, False)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import socket
+import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from background_task import logs
@@ -29,6 +31,7 @@ from background_task.utils import (
     hold_off_signals,
     leave,
     say,
+    signals_held_back,
 )
 from background_task.worker import child, taking
 from background_task.worker.heart import Heart
@@ -100,7 +103,11 @@ class Seat:
             name=f"worker {self.number}",
         )
         try:
-            process.start()
+            if sys.platform != "win32":
+                # Otherwise start() would do so, and let the signals through before its time.
+                resource_tracker.ensure_running()
+            with signals_held_back():
+                process.start()
         except OSError:
             orders.close()
             self._failures += 1
@@ -184,7 +191,8 @@ class Supervisor:
             for number in range(1, options.processes + 1)
         ]
         self._engine = Engine(self._using)
-        self._lost: set[str] = set()
+        # What has ended the processes of which something may be left to free.
+        self._lost: dict[str, str] = {}
         self._next_rescue = 0.0
         self._force_at: float | None = None
         self._kill_at: float | None = None
@@ -200,7 +208,7 @@ class Supervisor:
             BackgroundTaskError: the processes cannot start; they have said why.
             ForcedStop: a second request to stop has come; what ran was handed back.
         """
-        if taking.is_alone(self._tasks):
+        if taking.is_alone(self._tasks, self._using):
             raise ArgumentValueError(
                 f"--processes {self._options.processes} cannot be had here: other processes do "
                 "not see the rows. Use a database in a file or on a server, outside a transaction."
@@ -274,7 +282,7 @@ class Supervisor:
     def _look_after(self, seat: Seat, code: int) -> None:
         """See to it that what the process ran runs again, and that another takes its place."""
         if seat.worker_id is not None:
-            self._lost.add(seat.worker_id)
+            self._lost[seat.worker_id] = _cause(code)
         elif code == child.CANNOT_START:
             self._has_failed = True
             self._stop()
@@ -298,13 +306,13 @@ class Supervisor:
         if time.monotonic() < self._next_rescue:
             return
         self._next_rescue = time.monotonic() + BETWEEN_RESCUES
-        for worker_id in list(self._lost):
+        for worker_id, cause in list(self._lost.items()):
             try:
                 suspect = workers.find(self._engine, worker_id)
                 if suspect is None:
-                    self._lost.discard(worker_id)
+                    del self._lost[worker_id]
                     continue
-                count = workers.rescue(self._engine, suspect, is_known_dead=True)
+                count = workers.rescue(self._engine, suspect, ended_by=cause)
             except TRANSIENT as error:
                 logger.warning("What %s ran cannot be freed yet: %s", worker_id, reason(error))
                 self._engine.close()

@@ -23,7 +23,14 @@ from background_task.records import Claim, Mark, Wanted
 from background_task.storage import claim, leases, oddities
 from background_task.storage.engine import Engine
 from background_task.storage.overrides import replaced
-from background_task.storage.transient import HURRIED, TRANSIENT, disconnect, persevere, reason
+from background_task.storage.transient import (
+    HURRIED,
+    TRANSIENT,
+    disconnect,
+    outlast,
+    persevere,
+    reason,
+)
 
 if TYPE_CHECKING:
     from background_task.tasks import Tasks
@@ -41,9 +48,9 @@ _lock = threading.Lock()
 _suspects: dict[tuple[str, int], int] = {}
 
 
-def is_alone(tasks: Tasks) -> bool:
-    """Tell whether no other thread can see the rows."""
-    connection = connections[tasks.queue_database()]
+def is_alone(tasks: Tasks, using: str | None = None) -> bool:
+    """Tell whether no other thread can see the rows, of a database that an option has named."""
+    connection = connections[using or tasks.queue_database()]
     return connection.in_atomic_block or vendors.of(connection).is_in_memory(connection)
 
 
@@ -174,6 +181,16 @@ def rescued(engine: Engine, wanted: Wanted, most: int, by: Mark) -> list[Claim]:
     return claims
 
 
+def settle_late_doubts(engine: Engine) -> None:
+    """Look again, for some time after an answer was lost, unless rows are taken in this moment."""
+    runs.give_up_left(engine)
+    if _lock.acquire(blocking=False):
+        try:
+            runs.settle_late_doubts(engine)
+        finally:
+            _lock.release()
+
+
 def close() -> None:
     """Let nothing be taken any more in this process, which is about to end."""
     _lock.acquire(timeout=LONGEST_CLAIM)
@@ -223,6 +240,21 @@ def read(using: str, claims: Sequence[Claim], by: Mark) -> dict[int, Task]:
         logger.exception("%d rows could not be read; they are given back", len(claims))
     runs.doubt(using)
     return {}
+
+
+def read_again(using: str, claimed: Claim, by: Mark) -> Task | None:
+    """Return the row of a task that has run, None if it is not ours any more.
+
+    Raises:
+        UnrecordedError: this process is to stop, and the database is away.
+        Exception: the row cannot be read.
+    """
+    try:
+        rows = outlast(connections[using], "read a row", lambda: leases.rows(using, [claimed], by))
+    except claim.ODD as error:
+        oddities.pass_over(claimed.pk, claimed.name, f"it cannot be read ({error})")
+        raise
+    return rows.get(claimed.pk)
 
 
 def finished(using: str, rows: Sequence[Task | None]) -> dict[int, CompletedTask]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from django.db import connections
 
 from background_task import logs
+from background_task.execution.connections import keep_out_of_pools
 from background_task.records import Wanted
 from background_task.signals import close_old
 from background_task.storage.engine import Engine
@@ -97,6 +98,7 @@ class Threads:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
+        keep_out_of_pools()
         functions = self._make(self._engine)
         while not self._is_stopping and not SignalManager.is_stopping():
             try:

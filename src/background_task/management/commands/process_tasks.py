@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import atexit
-import os
 import signal
 import sys
 import time
@@ -12,7 +11,6 @@ from argparse import Action, ArgumentParser, Namespace
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
 
@@ -26,12 +24,19 @@ from background_task.storage.transient import (
     reason,
 )
 from background_task.tasks import autodiscover, tasks
-from background_task.utils import ForcedStop, SignalManager, exit_code
+from background_task.utils import ForcedStop, SignalManager, exit_code, leave
+from background_task.worker import reloading, taking
 from background_task.worker.options import Options, Unsaid, UnsaidInt
 from background_task.worker.output import log_what_is_printed as _configure_log_std
 from background_task.worker.output import logger
 from background_task.worker.process import Process
-from background_task.worker.shutdown import leave_now, leave_soon, start_anew
+from background_task.worker.shutdown import (
+    LONGEST_EXIT,
+    leave_now,
+    leave_soon,
+    limit_exit,
+    start_anew,
+)
 from background_task.worker.supervisor import Supervisor
 from background_task.worker.systemd import ServiceManager
 
@@ -41,12 +46,6 @@ __all__ = ["Command", "_configure_log_std", "autodiscover", "logger"]
 def _options(given: dict[str, Any]) -> Options:
     options = Options.of(given)
     return replace(options, processes=1) if given.get("dev") else options
-
-
-def _watch_task_modules(sender: autoreload.BaseReloader, **kwargs: Any) -> None:
-    """Let the reloader watch every ``tasks.py``: of one that is broken there is no module."""
-    for config in apps.get_app_configs():
-        sender.watch_dir(config.path, "tasks.py")
 
 
 class _Joined(Action):
@@ -276,13 +275,16 @@ class Command(BaseCommand):
             self._handle_in_reloader(*args, **options)
             return
         self.sig_manager = SignalManager(self._on_force if self._owns_process else None)
+        code = 1
         try:
             self.run(*args, **options)
+            code = 0
         finally:
             if self._owns_process:
                 # A signal that comes a moment too late must not turn a graceful stop into a kill.
                 # Until then the handlers stay: threads of the project may keep the process alive.
                 atexit.register(self.sig_manager.ignore)
+                limit_exit(code, LONGEST_EXIT)
             else:
                 self.sig_manager.restore()
 
@@ -293,15 +295,17 @@ class Command(BaseCommand):
             leave_soon(self.sig_manager)
 
     def _handle_in_reloader(self, *args: Any, **options: Any) -> None:
-        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
-            # This process only starts the worker anew. Ctrl-C reaches the worker too, which
-            # finishes its task; an interrupted parent would kill it.
-            signal.signal(signal.SIGINT, lambda signum, frame: None)
+        if not reloading.is_restarted():
+            reloading.hand_on("SIGTERM", "SIGINT", "SIGTSTP")
         else:
-            self.sig_manager = SignalManager()
+            orders = reloading.orders()
+            if orders is None:
+                self.sig_manager = SignalManager(self._on_force)
+            else:
+                self.sig_manager = reloading.RestartedSignals(orders)
             # The reloader ends the process while the worker's thread is in a task.
             atexit.register(runs.hand_back)
-            autoreload.autoreload_started.connect(_watch_task_modules)
+            atexit.register(self.sig_manager.ignore)
         autoreload.run_with_reloader(self._run_then_exit, *args, **options)
 
     def _run_then_exit(self, *args: Any, **options: Any) -> None:
@@ -311,8 +315,12 @@ class Command(BaseCommand):
                 raise error.__cause__ or error
         if not options.get("skip_checks"):
             self.check()
-        self.run(*args, **options)
-        _thread.interrupt_main(signal.SIGTERM)  # which the reloader takes for "exit 0"
+        self.sig_manager.is_working = True
+        try:
+            self.run(*args, **options)
+        finally:
+            self.sig_manager.is_working = False
+        _thread.interrupt_main(signal.SIGTERM)  # which ends the process by "exit 0"
 
     def run(self, *args: Any, **options: Any) -> None:
         """Work until the options or a signal say that it is enough."""
@@ -332,6 +340,8 @@ class Command(BaseCommand):
             sys.stdout, sys.stderr = streams
 
     def _run(self, options: Options, *, log_std: bool) -> None:
+        if taking.is_alone(self._tasks, options.database):
+            options = options.by_one_thread()
         service = ServiceManager.of_this_process() if self._owns_process else ServiceManager()
         if self._owns_process:
             self.sig_manager.patience = options.shutdown_timeout
@@ -359,6 +369,8 @@ class Command(BaseCommand):
 
     def _start_anew(self, worker: Any, service: ServiceManager) -> NoReturn:
         service.give_back()
+        if isinstance(self.sig_manager, reloading.RestartedSignals):
+            leave(reloading.RESTART)  # a program in its place would not know where it is told
         start_anew(worker.rest())
 
     @property
