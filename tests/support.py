@@ -18,7 +18,7 @@ from django.db import OperationalError, connection
 TESTS = Path(__file__).parent
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
     """Return the first true value of ``condition()``; fail when there is none in time."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -112,7 +112,7 @@ class Child:
         """Send a signal to it and what it has started, as a terminal does."""
         os.killpg(self.process.pid, number)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Return the exit code."""
         return self.process.wait(timeout)
 

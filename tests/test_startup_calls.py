@@ -293,7 +293,7 @@ def test_management_commands_work_on_an_empty_database(
         child = command(*arguments, **environment)
         assert child.wait() == 0, child.text()
         assert "Traceback" not in child.text()
-    child = command("process_tasks", "--duration", "1", **environment)
+    child = command("process_tasks", "--burst", **environment)
     assert child.wait() == 0, child.text()
     child = command(
         "shell",

@@ -54,7 +54,7 @@ def test_a_thousand_async_tasks_are_in_flight_at_the_same_time(
 ) -> None:
     enqueue("meet", "here", 1000, count=1000)
     worker("--concurrency", "1000")
-    wait_until(lambda: CompletedTask.objects.count() == 1000, timeout=60)
+    wait_until(lambda: CompletedTask.objects.count() == 1000)
     assert not Task.objects.exists()
     assert set(CompletedTask.objects.values_list("attempts", "failed_at")) == {(1, None)}
     if vendor != "sqlite":
@@ -63,7 +63,7 @@ def test_a_thousand_async_tasks_are_in_flight_at_the_same_time(
 
 def test_their_queries_share_a_few_connections(worker: Callable[..., Child], vendor: str) -> None:
     enqueue("query_async", "a note", count=200)
-    enqueue("slow_async", "long", 60)
+    enqueue("slow_async", "long", 600)
     child = worker("--concurrency", "200")
     wait_until(lambda: Note.objects.filter(text="a note").count() == 200)
     wait_until(noted("long begins"))
@@ -91,7 +91,7 @@ def test_one_at_a_time_they_run_in_the_order_of_their_priority(
 
 
 def test_a_function_that_takes_long_does_not_hold_them_up(worker: Callable[..., Child]) -> None:
-    enqueue("slow", "function", 60)
+    enqueue("slow", "function", 600)
     worker()
     wait_until(noted("function begins"))
     enqueue("meet", "meanwhile", 2, count=2)
@@ -100,7 +100,7 @@ def test_a_function_that_takes_long_does_not_hold_them_up(worker: Callable[..., 
 
 
 def test_they_do_not_hold_functions_up(worker: Callable[..., Child]) -> None:
-    enqueue("slow_async", "coroutine", 60)
+    enqueue("slow_async", "coroutine", 600)
     worker()
     wait_until(noted("coroutine begins"))
     enqueue("note", "function")
@@ -163,12 +163,12 @@ def test_a_second_signal_hands_all_of_them_back_at_once(worker: Callable[..., Ch
     enqueue("meet", "in vain", 301, count=300)
     child = worker("--concurrency", "500")
     wait_until(lambda: Task.objects.filter(locked_by__isnull=False).count() == 300)
-    enqueue("slow_async", "last", 60)
+    enqueue("slow_async", "last", 600)
     wait_until(noted("last begins"))
     child.send(signal.SIGTERM)
     wait_until(lambda: "Stopping when what runs has ended" in child.text())
     child.send(signal.SIGTERM)
-    assert child.wait(20) == 128 + signal.SIGTERM, child.text()
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
     rows = Task.objects.values_list("locked_by", "attempts", "last_error", "losses")
     assert set(rows) == {(None, 0, "", None)}
     assert "Traceback" not in child.text()
@@ -239,7 +239,7 @@ def test_two_workers_run_each_of_many_once(worker: Callable[..., Child]) -> None
         enqueue("query_async", f"task {number}")
     for _ in range(2):
         worker("--concurrency", "50")
-    wait_until(lambda: CompletedTask.objects.count() == 400, timeout=60)
+    wait_until(lambda: CompletedTask.objects.count() == 400)
     texts = list(Note.objects.values_list("text", flat=True))
     assert len(texts) == len(set(texts)) == 400
 
@@ -272,7 +272,7 @@ def test_what_one_enqueues_is_taken_without_waiting_for_the_poll(
 
 
 def test_a_query_that_one_leaves_running_holds_nobody_up(worker: Callable[..., Child]) -> None:
-    enqueue("leave_a_query_behind", 60)
+    enqueue("leave_a_query_behind", 600)
     worker("--concurrency", "1")
     wait_until(lambda: CompletedTask.objects.count() == 1)
     enqueue("query_async", "next")
@@ -318,7 +318,7 @@ def test_a_wrong_concurrency_is_refused(worker: Callable[..., Child], wrong: str
 def test_of_those_that_must_not_run_twice_none_fails_that_could_not_begin(
     worker: Callable[..., Child],
 ) -> None:
-    enqueue("blocking_async", "busy", 60)
+    enqueue("blocking_async", "busy", 600)
     child = worker()
     wait_until(noted("busy begins"))
     for number in range(20):

@@ -79,7 +79,7 @@ def test_a_signal_to_the_process_that_reloads_runserver_lets_what_runs_finish(
 def test_what_takes_too_long_is_handed_back_when_the_web_server_ends(
     command: Callable[..., Child], port: str
 ) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = command("runserver", port, TEST_EMBEDDED="1")
     wait_until(noted("long begins"))
     child.send(signal.SIGTERM)
@@ -216,7 +216,7 @@ def test_after_a_restart_of_the_database_there_is_one_again(
 def test_where_nobody_else_is_there_a_lost_connection_is_no_reason_to_give_way(
     command: Callable[..., Child], port: str, cut: Callable[[], int]
 ) -> None:
-    enqueue("slow_async", "long", 60)
+    enqueue("slow_async", "long", 600)
     child = command("runserver", port, "--noreload", TEST_EMBEDDED="1")
     wait_until(noted("long begins"))
     for number in range(2):  # what was taken anew may be lost again
@@ -232,7 +232,7 @@ def test_who_gives_way_and_hands_back_what_runs_goes_on_when_it_is_his_turn_agai
 ) -> None:
     patience = 'BACKGROUND_TASK_WORKER = {"SHUTDOWN_TIMEOUT": 1}'
     (tmp_path / "impatient.py").write_text(f"from project.settings import *\n{patience}\n")
-    enqueue("slow_async", "long", 60)
+    enqueue("slow_async", "long", 600)
     environment = {"TEST_PATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "impatient"}
     child = command("runserver", port, "--noreload", TEST_EMBEDDED="1", **environment)
     wait_until(noted("long begins"))

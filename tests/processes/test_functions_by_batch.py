@@ -55,7 +55,7 @@ def test_what_waits_behind_a_long_function_is_given_back_and_what_ended_is_recor
     enqueue(*notes(300, "before"))
     child = worker()
     wait_until(lambda: CompletedTask.objects.count() == 300)
-    enqueue(*notes(3), ("slow", "long", 60), *notes(50, "behind"))
+    enqueue(*notes(3), ("slow", "long", 600), *notes(50, "behind"))
     wait_until(noted("long begins"))
     wait_until(lambda: Task.objects.filter(locked_by__isnull=False).count() == 1)
     wait_until(lambda: CompletedTask.objects.count() == 303)
@@ -70,7 +70,7 @@ def test_a_long_function_in_the_middle_of_a_batch_keeps_no_transaction_open(
     worker: Callable[..., Child],
 ) -> None:
     # So short that they are taken by ever larger batches, however slow the machine is.
-    enqueue(*[("nothing",)] * 200, ("slow", "long", 60), *notes(50, "behind"))
+    enqueue(*[("nothing",)] * 200, ("slow", "long", 600), *notes(50, "behind"))
     worker()
     wait_until(noted("long begins"))
     wait_until(lambda: CompletedTask.objects.count() == 200)
@@ -152,12 +152,12 @@ def test_a_second_signal_hands_back_what_runs_and_records_what_has_ended(
     enqueue(*notes(300, "before"))
     child = worker()
     wait_until(lambda: CompletedTask.objects.count() == 300)
-    enqueue(*notes(5), ("slow", "long", 60), *notes(50, "behind"))
+    enqueue(*notes(5), ("slow", "long", 600), *notes(50, "behind"))
     wait_until(noted("long begins"))
     child.send(signal.SIGTERM)
     wait_until(lambda: "Stopping when what runs has ended" in child.text())
     child.send(signal.SIGTERM)
-    assert child.wait(20) == 128 + signal.SIGTERM, child.text()
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
     assert CompletedTask.objects.count() == 305
     assert set(Task.objects.values_list("locked_by", "attempts", "losses")) == {(None, 0, None)}
     assert Task.objects.count() == 51

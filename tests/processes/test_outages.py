@@ -56,7 +56,7 @@ def test_a_server_that_crashes_again_and_again_loses_no_task(
         wait_until(lambda part=part: len(begun(tmp_path)) >= part * count / 5)
         server.crash()
         server.begin()
-    wait_until(are_done(count), timeout=60)
+    wait_until(are_done(count))
     assert_all_succeeded(count)
     assert_says_little_and_ends(worker)
 
@@ -72,7 +72,7 @@ def test_a_server_that_only_reads_for_a_while_delays_tasks_and_no_more(
     worker = start("process_tasks")
     wait_until(lambda: len(begun(tmp_path)) > 10 and "long" in begun(tmp_path))
     server.refuse_writes()
-    wait_until(lambda: "Waiting for the database to record" in worker.text(), timeout=60)
+    wait_until(lambda: "Waiting for the database to record" in worker.text())
     before = begun(tmp_path)
     assert len(before) < 150
     server.accept_writes()
@@ -104,7 +104,7 @@ def test_what_cannot_be_recorded_before_the_worker_stops_has_not_failed_and_runs
     wait_until(lambda: len(begun(tmp_path)) == 3)
     server.crash()
     worker.process.terminate()
-    wait_until(lambda: worker.text().count("could not be recorded (") == 3, timeout=60)
+    wait_until(lambda: worker.text().count("could not be recorded (") == 3)
     assert worker.wait() == 0
     assert "Rescheduling" not in worker.text()
     server.begin()
@@ -123,7 +123,7 @@ def test_what_must_not_begin_twice_does_not_when_its_end_cannot_be_recorded(
     wait_until(lambda: len(begun(tmp_path)) == 3)
     server.crash()
     worker.process.terminate()
-    wait_until(lambda: worker.text().count("must not begin twice") == 2, timeout=60)
+    wait_until(lambda: worker.text().count("must not begin twice") == 2)
     server.begin()  # so that the worker frees what it has locked
     (tmp_path / "journal.end").touch()
     assert worker.wait() == 0

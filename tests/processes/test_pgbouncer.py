@@ -88,6 +88,6 @@ def test_what_a_killed_worker_ran_runs_again_on_another_host(
         rows = model.objects.using(ALIAS).exclude(worker_id=None)
         rows.update(worker_id="elsewhere:1:12345678")
     behind("process_tasks")
-    wait_until(are_done(2), timeout=60)
+    wait_until(are_done(2))
     assert Counter((tmp_path / "journal").read_text().split()) == {"killed": 2, "kept": 1}
     assert CompletedTask.objects.using(ALIAS).get(losses=1).state == State.SUCCESSFUL

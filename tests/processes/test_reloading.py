@@ -43,10 +43,10 @@ def test_the_autoreloader_starts_the_worker_anew_and_ctrl_c_ends_it(
         Task.objects.filter(run_at__gt=timezone.now()).update(run_at=timezone.now())
         return noted("after")()
 
-    wait_until(reloaded, timeout=60)
+    wait_until(reloaded)
     assert child.process.poll() is None
     child.send_to_all(signal.SIGINT)
-    assert child.wait(timeout=15) == 0, child.text()
+    assert child.wait() == 0, child.text()
 
 
 def rewrite(file: Path, text: str, condition: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ def rewrite(file: Path, text: str, condition: Callable[[], bool]) -> None:
             os.utime(file, (touched, touched))
         return condition()
 
-    wait_until(is_noticed, timeout=60)
+    wait_until(is_noticed)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_autoreloader_waits_until_what_is_broken_is_mended(
     broken = helper if "helper" in line else module
     rewrite(broken, "from background_task import background\n", noted("after"))
     child.send_to_all(signal.SIGINT)
-    assert child.wait(timeout=15) == 0, child.text()
+    assert child.wait() == 0, child.text()
 
 
 @pytest.mark.parametrize("send", SENDERS)
@@ -114,7 +114,7 @@ def test_a_signal_to_the_autoreloader_lets_the_running_task_finish(
 def test_a_second_signal_to_the_autoreloader_hands_the_running_task_back(
     worker: Callable[..., Child], options: list[str], send: Callable[..., None]
 ) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = worker("--dev", *options)
     wait_until(noted("long begins"))
     send(child, signal.SIGINT)
@@ -140,7 +140,7 @@ def test_one_signal_ends_the_autoreloader_whose_worker_has_started_anew(
 def test_under_the_autoreloader_too_the_end_of_patience_is_a_second_signal(
     worker: Callable[..., Child],
 ) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = worker("--dev", "--shutdown-timeout", "0.5")
     wait_until(noted("long begins"))
     child.send(signal.SIGTERM)

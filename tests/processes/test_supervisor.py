@@ -52,7 +52,7 @@ def is_alive(number: int) -> bool:
 
 def test_two_processes_run_two_functions_at_a_time(supervisor: Callable[..., Child]) -> None:
     for text in ("one", "other"):
-        enqueue("slow", text, 60)
+        enqueue("slow", text, 600)
     supervisor()
     wait_until(lambda: Note.objects.filter(text__endswith="begins").count() == 2)
     holders = set(Task.objects.values_list("locked_by", flat=True))
@@ -105,7 +105,7 @@ def test_a_function_that_ends_its_process_has_failed_in_the_end(
     for number in range(10):
         enqueue("note", f"innocent {number}")
     supervisor()
-    failed = wait_until(CompletedTask.objects.failed().first, timeout=60)
+    failed = wait_until(CompletedTask.objects.failed().first)
     assert "was lost 4 times" in failed.last_error
     wait_until(lambda: CompletedTask.objects.succeeded().count() == 10)
     assert Note.objects.filter(text__startswith="innocent").count() == 10
@@ -155,13 +155,13 @@ def test_one_signal_to_every_process_stops_the_worker_while_they_start(
 
 
 def test_a_second_signal_hands_back_what_runs(supervisor: Callable[..., Child]) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = supervisor()
     running()
     child.send(signal.SIGTERM)
     wait_until(lambda: "Stopping when what runs has ended" in child.text())
     child.send(signal.SIGINT)
-    assert child.wait(20) == 128 + signal.SIGINT, child.text()
+    assert child.wait() == 128 + signal.SIGINT, child.text()
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.losses) == (None, 0, None)
 
@@ -186,7 +186,7 @@ def test_what_a_process_ran_that_is_killed_while_all_stop_is_freed(
     supervisor: Callable[..., Child],
 ) -> None:
     for number in range(2):
-        enqueue("slow", str(number), 60)
+        enqueue("slow", str(number), 600)
     child = supervisor()
     wait_until(lambda: noted("0 begins")() and noted("1 begins")())
     child.send(signal.SIGTERM)
@@ -203,7 +203,7 @@ def test_a_process_that_cannot_be_replaced_is_tried_again_and_the_others_go_on(
 ) -> None:
     folder = tmp_path / "release"
     folder.mkdir()
-    enqueue("slow", "first", 60)
+    enqueue("slow", "first", 600)
     child = supervisor(TEST_FOLDER=str(folder))
     wait_until(noted("first begins"))
     wait_until(all_are_there)
@@ -219,11 +219,11 @@ def test_a_process_that_cannot_be_replaced_is_tried_again_and_the_others_go_on(
 
 
 def test_the_end_of_patience_is_a_second_signal(supervisor: Callable[..., Child]) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = supervisor("--shutdown-timeout", "0.5")
     running()
     child.send(signal.SIGTERM)
-    assert child.wait(20) == 128 + signal.SIGTERM, child.text()
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
     row = Task.objects.get()
     assert (row.locked_by, row.attempts) == (None, 0)
 
@@ -245,7 +245,7 @@ def test_processes_finish_and_end_when_their_supervisor_is_killed(
 def test_a_worker_that_is_killed_with_all_its_processes_is_rescued_from(
     supervisor: Callable[..., Child],
 ) -> None:
-    enqueue("slow", "long", 60)
+    enqueue("slow", "long", 600)
     child = supervisor()
     running()
     supervisor()

@@ -68,7 +68,7 @@ def test_one_that_does_not_give_way_is_ended_with_its_process_which_is_replaced(
     worker: Callable[..., Child], name: str, how: str, options: dict[str, str], processes: int
 ) -> None:
     enqueue(name, "long", how)
-    other = enqueue("slow_async", "other", 60)
+    other = enqueue("slow_async", "other", 600)
     arguments = ["--processes", str(processes)]
     if "threads" in options:
         arguments += ["--threads", options["threads"]]
@@ -160,7 +160,7 @@ def test_one_that_lets_nothing_else_run_is_ended_by_the_kernel(
     worker: Callable[..., Child], threads: str
 ) -> None:
     enqueue("overstay_once", "long", "lock")
-    other = enqueue("slow_async", "other", 60)
+    other = enqueue("slow_async", "other", 600)
     child = worker("--processes", "2", "--threads", threads)
     done = wait_until(lambda: CompletedTask.objects.failed().first())
     assert "WorkerLostError" in done.last_error

@@ -159,7 +159,7 @@ def test_a_worker_that_is_to_run_so_many_tasks_takes_what_is_due_at_once(
     for part in range(4):
         rows = [Task.objects.new_task("project.tasks.note", [f"{part} {n}"]) for n in range(8)]
         Task.objects.bulk_create(rows)
-        child = worker("--max-tasks", "100", "--sleep", "60")
+        child = worker("--max-tasks", "100", "--sleep", "600")
         wait_until(lambda: not Task.objects.exists())
         child.end()
 

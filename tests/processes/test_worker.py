@@ -165,7 +165,7 @@ def test_a_killed_worker_leaves_its_row_locked_until_the_lock_expires(
 def test_what_a_process_ran_that_is_no_worker_runs_again_when_a_worker_starts_on_its_host(
     command: Callable[..., Child], worker: Callable[..., Child]
 ) -> None:
-    row = enqueue("slow", "long", 60)
+    row = enqueue("slow", "long", 600)
     code = "from background_task.tasks import tasks, autodiscover; autodiscover(); "
     child = command("shell", "-v0", "-c", code + "tasks.run_next_task()")
     wait_until(noted("long begins"))
@@ -184,7 +184,7 @@ def test_a_worker_that_has_ended_is_warned_of_only_if_it_ran_something(
     first = worker()
     wait_until(Worker.objects.exists)
     if is_busy:
-        enqueue("slow", "long", 60)
+        enqueue("slow", "long", 600)
         wait_until(noted("long begins"))
     first.end()
     second = worker("--threads", "2")
@@ -210,7 +210,7 @@ def test_four_workers_run_each_of_200_tasks_once(worker: Callable[..., Child]) -
         enqueue("note", f"task {number}")
     for _ in range(4):
         worker()
-    wait_until(lambda: CompletedTask.objects.count() == 200, timeout=60)
+    wait_until(lambda: CompletedTask.objects.count() == 200)
     texts = list(Note.objects.values_list("text", flat=True))
     assert len(texts) == len(set(texts)) == 200
 
@@ -276,7 +276,7 @@ def test_while_a_sqlite_file_is_locked_what_must_not_begin_twice_is_not_freed(
     with connection.cursor() as cursor:
         cursor.execute("BEGIN IMMEDIATE")
         child.process.terminate()
-        wait_until(lambda: child.text().count("must not begin twice") == 2, timeout=60)
+        wait_until(lambda: child.text().count("must not begin twice") == 2)
         cursor.execute("COMMIT")
     (tmp_path / "journal.end").touch()
     assert child.wait() == 0
@@ -320,7 +320,7 @@ def test_a_project_without_time_zones_stores_runs_retries_and_repeats(
     )
     child = command("shell", "-v0", "-c", enqueuing, TEST_USE_TZ="0")
     assert child.wait() == 0, child.text()
-    worker("--duration", "2", TEST_USE_TZ="0").wait()
+    worker("--burst", TEST_USE_TZ="0").wait()
     assert noted("aware")()
     assert noted("naive")()
     assert not noted("later")()
@@ -360,7 +360,7 @@ def test_on_sqlite_a_short_lock_does_not_keep_an_idle_worker_from_new_tasks(
     wait_until(lambda: not Task.objects.exists())
     time.sleep(0.2)  # until it has nothing to do
     note("after")
-    wait_until(noted("after"), timeout=10)
+    wait_until(noted("after"), timeout=20)
 
 
 def test_a_task_that_is_told_of_after_an_outage_is_taken_at_once(
@@ -369,13 +369,13 @@ def test_a_task_that_is_told_of_after_an_outage_is_taken_at_once(
     if vendor == "sqlite":
         pytest.skip("SQLite has no connections to break")
     enqueue("note", "before")
-    worker("--sleep", "60")
+    worker("--sleep", "600")
     wait_until(CompletedTask.objects.exists)
     time.sleep(1)  # until it has nothing more to do, of which nothing tells
     for number in range(3):
         break_other_connections()
         note(f"after {number}")
-        wait_until(noted(f"after {number}"), timeout=20)
+        wait_until(noted(f"after {number}"))
 
 
 @pytest.mark.parametrize("name", ["note", "query_async"])

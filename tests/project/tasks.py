@@ -129,7 +129,7 @@ def be_deaf(text, how):
     """Hear no signals, for long."""
     _take_signals(how)
     Note.objects.create(text=f"{text} begins")
-    time.sleep(60)
+    time.sleep(600)
 
 
 @background
@@ -264,7 +264,7 @@ async def leave_async(how):
         raise KeyboardInterrupt
     if how == "cancel":
         asyncio.current_task().cancel()
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
     if how == "raise":
         raise LookupError("on purpose")
     os._exit(9)
@@ -349,8 +349,8 @@ def _stay(text, how):
             deque(itertools.repeat(None), maxlen=0)
         while how == "stubborn":
             with contextlib.suppress(BaseException):
-                time.sleep(60)
-        time.sleep(60)
+                time.sleep(600)
+        time.sleep(600)
     finally:
         Note.objects.create(text=f"{text} tidies up")
 
@@ -376,10 +376,10 @@ async def _stay_async(text, how):
     try:
         while how == "stubborn":
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
+                await asyncio.sleep(600)
         if how == "block":
-            time.sleep(60)
-        await asyncio.sleep(60)
+            time.sleep(600)
+        await asyncio.sleep(600)
     finally:
         await Note.objects.acreate(text=f"{text} tidies up")
 
@@ -421,13 +421,13 @@ async def note_once_async(text):
 @background(on_worker_loss="fail")
 def stay_once(text):
     Note.objects.create(text=f"{text} begins")
-    time.sleep(60)
+    time.sleep(600)
 
 
 @background(on_worker_loss="fail")
 async def stay_once_async(text):
     await Note.objects.acreate(text=f"{text} begins")
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 
 @background(backoff=0.5)
@@ -451,7 +451,7 @@ async def keep_the_loop(seconds):
 @background
 async def wait_async(text):
     await Note.objects.acreate(text=f"{text} begins")
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 
 @background
