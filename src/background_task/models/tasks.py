@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import traceback as tracebacks
-from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Any
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
-from django.db import connections, models, router, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db import models, transaction
+from django.db.models import F, Q, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -27,6 +26,7 @@ from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatorForeignKey
 from background_task.models.indexes import NarrowedIndex
 from background_task.models.managers import LOSSES, TaskManager, TaskQuerySet, lock_values
+from background_task.models.shared import SharedRow, named
 from background_task.models.workers import Worker
 from background_task.policies import cancellation
 from background_task.policies.repetition import is_declared, next_run
@@ -49,7 +49,7 @@ named_databases: set[str] = set()
 CANCEL = "cancel:"
 
 
-class Task(rows.Row):
+class Task(SharedRow):
     """One task that waits or runs.
 
     ``epoch`` counts the claims: together with the lock it tells one run from the next, so a worker
@@ -91,10 +91,6 @@ class Task(rows.Row):
     answer: tuple[float | None] | None = None
     # Whether it ends since somebody has cancelled it.
     is_cancelled = False
-    # What others write, as it was when it was last read or stored here; empty if nobody knows.
-    _known: Mapping[str, Any] = MappingProxyType({})
-    # Whether :meth:`save` is to store all columns, and not some that were named.
-    _is_stored_whole = True
 
     class Meta:
         db_table = "background_task"
@@ -139,67 +135,18 @@ class Task(rows.Row):
         """The alias of the database that the row is written to, wherever it was read from."""
         if self._state.db in named_databases:
             return self._state.db
-        return router.db_for_write(type(self), instance=self)
+        return super().database
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""
         if self._state.db in named_databases:
             kwargs.setdefault("using", self._state.db)
         self.prepare()
-        fields = args[3] if len(args) > 3 else kwargs.get("update_fields")
+        fields = named(args, kwargs)
         if fields is not None and {"run_at", "locked_by"} & set(fields):
             kwargs["update_fields"] = {*fields, "state"}
             args = args[:3]
-        is_new, self._is_stored_whole = self._state.adding, fields is None
         super().save(*args, **kwargs)
-        if is_new or not connections[self._state.db or self.database].in_atomic_block:
-            self.remember(fields)
-        else:  # what is stored may be rolled back, so that nobody knows what there is
-            self._known = {
-                k: v for k, v in self._known.items() if k == "id" or self._is_as_known(k)
-            }
-
-    @classmethod
-    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
-        """Return a row that was read."""
-        row = super().from_db(*args, **kwargs)
-        row.remember()
-        return row
-
-    def refresh_from_db(
-        self,
-        using: str | None = None,
-        fields: Iterable[str] | None = None,
-        from_queryset: Any = None,
-    ) -> None:
-        """Read the row, or some of its columns, anew."""
-        names = None if fields is None else list(fields)
-        super().refresh_from_db(using, names, from_queryset)
-        self.remember(names)
-
-    def remember(self, names: Collection[str] | None = None) -> None:
-        """Remember these columns as what the database has; None is all that are loaded."""
-        names = _OF_OTHERS if names is None else _OF_OTHERS & set(names)
-        loaded = {name: self.__dict__[name] for name in names if name in self.__dict__}
-        self._known = {**self._known, **loaded, "id": self.pk}
-
-    def _do_update(
-        self, base_qs: Any, using: str | None, pk_val: Any, values: Collection[Any], *rest: Any
-    ) -> Any:
-        """Write no column of others that was not changed here: they may have written it since.
-
-        Who has loaded a row before it was taken, and stores it whole, would unlock it, and it would
-        run twice at a time.
-        """
-        if using in (self._state.db, self.database) and pk_val == self._known.get("id"):
-            if self._is_stored_whole:
-                values = [each for each in values if not self._is_as_known(each[0].attname)]
-            if not any(field.attname == "locked_by" for field, *_ in values):
-                values = [_unless_locked(each) for each in values]
-        return super()._do_update(base_qs, using, pk_val, values, *rest)
-
-    def _is_as_known(self, name: str) -> bool:
-        return name in self._known and self.__dict__.get(name) == self._known[name]
 
     def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
         """Delete the row, where it is."""
@@ -449,33 +396,6 @@ class Task(rows.Row):
         return storable(text)
 
 
-def _unless_locked(assigned: tuple[models.Field[Any, Any], Any, Any]) -> tuple[Any, Any, Any]:
-    """Let a state be set only where it follows from what is stored, and from what is there."""
-    field, model, value = assigned
-    if field.attname == "state":
-        free = Q(locked_by=None, state__isnull=False)
-        if value == State.RUNNING:  # it did when the instance was loaded
-            value = None
-        cases = [When(free, then=Value(value, field))]
-        if value == State.READY:
-            cases.insert(0, When(free, losses__gt=0, then=Value(State.RESCUED, field)))
-        value = Case(*cases, default=F("state"))
-    return field, model, value
-
-
-# The columns that whoever takes, frees or cancels a row writes.
-_OF_OTHERS = frozenset(
-    {
-        "locked_by",
-        "locked_at",
-        "epoch",
-        "worker_id",
-        "started_at",
-        "losses",
-        "options",
-        "result_id",
-    }
-)
 _REPEATED = (
     "task_name",
     "task_params",

@@ -1,0 +1,118 @@
+"""What ``save()`` may write of a row that workers have written since it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+from django.db import connections, models, router
+from django.db.models import Case, F, Q, Value, When
+
+from background_task.models.rows import Row
+from background_task.states import State
+
+# The columns that whoever takes, frees or cancels a row writes.
+_OF_OTHERS = frozenset(
+    {
+        "locked_by",
+        "locked_at",
+        "epoch",
+        "worker_id",
+        "started_at",
+        "losses",
+        "options",
+        "result_id",
+    }
+)
+
+
+def named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Collection[str] | None:
+    """Return the columns that these arguments of ``save()`` name; None stands for all."""
+    return args[3] if len(args) > 3 else kwargs.get("update_fields")
+
+
+class SharedRow(Row):
+    """A row that is stored by more than one: ``save()`` leaves alone what was not changed here.
+
+    Who has loaded a row before it was taken, and stores it whole, would unlock it, and it would run
+    twice at a time.
+    """
+
+    # What others write, as it was when it was last read or stored here; empty if nobody knows.
+    _known: Mapping[str, Any] = MappingProxyType({})
+    # Whether :meth:`save` is to store all columns, and not some that were named.
+    _is_stored_whole = True
+
+    class Meta:
+        abstract = True
+
+    @property
+    def database(self) -> str:
+        """The alias of the database that the row is written to."""
+        return router.db_for_write(type(self), instance=self)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the row, but for the columns of others that are as they were when it was loaded."""
+        fields = named(args, kwargs)
+        is_new, self._is_stored_whole = self._state.adding, fields is None
+        super().save(*args, **kwargs)
+        if is_new or not connections[self._state.db or self.database].in_atomic_block:
+            self.remember(fields)
+        else:  # what is stored may be rolled back, so that nobody knows what there is
+            self._known = {
+                k: v for k, v in self._known.items() if k == "id" or self._is_as_known(k)
+            }
+
+    @classmethod
+    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
+        """Return a row that was read."""
+        row = super().from_db(*args, **kwargs)
+        row.remember()
+        return row
+
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: Any = None,
+    ) -> None:
+        """Read the row, or some of its columns, anew."""
+        names = None if fields is None else list(fields)
+        super().refresh_from_db(using, names, from_queryset)
+        self.remember(names)
+
+    def remember(self, names: Collection[str] | None = None) -> None:
+        """Remember these columns as what the database has; None is all that are loaded."""
+        names = _OF_OTHERS if names is None else _OF_OTHERS & set(names)
+        loaded = {name: self.__dict__[name] for name in names if name in self.__dict__}
+        self._known = {**self._known, **loaded, "id": self.pk}
+
+    def _do_update(
+        self, base_qs: Any, using: str | None, pk_val: Any, values: Collection[Any], *rest: Any
+    ) -> Any:
+        # Here, where Django has asked each column for its value, and not in save(), which would
+        # have to name columns: signals tell of those, and a row that is gone would not be made.
+        if using in (self._state.db, self.database) and pk_val == self._known.get("id"):
+            if self._is_stored_whole:
+                values = [each for each in values if not self._is_as_known(each[0].attname)]
+            if not any(field.attname == "locked_by" for field, *_ in values):
+                values = [_unless_locked(each) for each in values]
+        return super()._do_update(base_qs, using, pk_val, values, *rest)
+
+    def _is_as_known(self, name: str) -> bool:
+        return name in self._known and self.__dict__.get(name) == self._known[name]
+
+
+def _unless_locked(assigned: tuple[models.Field[Any, Any], Any, Any]) -> tuple[Any, Any, Any]:
+    """Let a state be set only where it follows from what is stored, and from what is there."""
+    field, model, value = assigned
+    if field.attname == "state":
+        free = Q(locked_by=None, state__isnull=False)
+        if value == State.RUNNING:  # it did when the instance was loaded
+            value = None
+        cases = [When(free, then=Value(value, field))]
+        if value == State.READY:
+            cases.insert(0, When(free, losses__gt=0, then=Value(State.RESCUED, field)))
+        value = Case(*cases, default=F("state"))
+    return field, model, value
