@@ -76,6 +76,24 @@ def open_transactions() -> int:
         return int(cursor.fetchone()[0])
 
 
+def waits_for_a_lock() -> bool:
+    """Tell whether somebody in the test's database waits for a row that somebody else has."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":  # or a transaction sees what it saw first
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
+        else:  # or it tells what it told a moment ago
+            time.sleep(0.15)
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            if connection.vendor == "postgresql"
+            else "SELECT count(*) FROM information_schema.innodb_trx JOIN "
+            "information_schema.processlist AS p ON p.id = trx_mysql_thread_id "
+            "WHERE db = DATABASE() AND trx_state = 'LOCK WAIT'"
+        )
+        return bool(cursor.fetchone()[0])
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """Return the environment of a child process that works on this test's database."""
     return {

@@ -168,7 +168,11 @@ class DBTaskRunner:
             existing = existing.filter(queue=task.queue)
         if action == TaskSchedule.RESCHEDULE_EXISTING:
             state = State.READY if task.run_at <= timezone.now() else State.SCHEDULED
-            return bool(existing.update(run_at=task.run_at, priority=task.priority, state=state))
+            with transaction.atomic(using=existing.db):
+                existing = existing.in_order()
+                return bool(
+                    existing.update(run_at=task.run_at, priority=task.priority, state=state)
+                )
         return existing.exists()
 
     def get_task_to_run(self, tasks: Tasks, queue: str | None = None) -> Task | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
+from support import wait_until, waits_for_a_lock
 
 from background_task import background
 from background_task.models import Task
@@ -214,3 +217,42 @@ def test_rows_that_1_2_8_stored_are_matched() -> None:
     assert proxy("a", 1, k=True, schedule=CHECK) is None
     assert tasks.run_next_task()
     assert not Task.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda proxy: proxy(remove_existing_tasks=True),
+        lambda proxy: proxy(schedule={"action": TaskSchedule.RESCHEDULE_EXISTING}),
+        lambda proxy: Task.objects.drop_task("same"),
+        lambda proxy: Task.objects.all().delete(),
+    ],
+    ids=["remove_existing_tasks", "RESCHEDULE_EXISTING", "drop_task", "delete"],
+)
+def test_two_that_change_the_same_rows_do_not_wait_for_each_other_for_ever(
+    proxy: Any, change: Callable[[Any], object], vendor: str
+) -> None:
+    if vendor == "sqlite":
+        pytest.skip("SQLite locks the whole database, not a row")
+    first, *others = [proxy() for _ in range(3)]
+    Task.objects.filter(pk=first.pk).update(verbose_name="moved behind the others")
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            change(proxy)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    another = threading.Thread(target=work)
+    with transaction.atomic():
+        Task.objects.filter(pk=first.pk).update(priority=1)
+        another.start()
+        wait_until(waits_for_a_lock)
+        for each in others:
+            Task.objects.filter(pk=each.pk).update(priority=1)
+    another.join(60)
+    assert errors == []
