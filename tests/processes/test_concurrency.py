@@ -330,3 +330,28 @@ def test_of_those_that_must_not_run_twice_none_fails_that_could_not_begin(
     wait_until(lambda: not Task.objects.exists())
     assert CompletedTask.objects.filter(failed_at__isnull=False).count() == 1
     assert Note.objects.filter(text__regex="^[0-9]+$").count() == 19
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_so_many_tasks_are_run_of_functions_and_coroutines_together(
+    worker: Callable[..., Child], threads: str
+) -> None:
+    _enqueue_both(40)
+    for rounds in range(1, 6):
+        assert worker("--burst", "--max-tasks", "7", "--threads", threads).wait() == 0
+        assert CompletedTask.objects.succeeded().count() == 7 * rounds
+    assert Task.objects.filter(attempts=0, losses=None, locked_by=None).count() == 45
+
+
+def test_a_burst_of_processes_that_are_replaced_runs_whatever_is_due(
+    worker: Callable[..., Child],
+) -> None:
+    _enqueue_both(40)
+    assert worker("--burst", "--processes", "2", "--max-tasks", "7").wait() == 0
+    assert CompletedTask.objects.succeeded().count() == 80
+
+
+def _enqueue_both(count: int) -> None:
+    for number in range(count):
+        jobs.urgent.enqueue(f"function {number}")
+        jobs.add_async.enqueue(number, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -23,6 +23,8 @@ class Grant:
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = 0
+        # How many of those that were taken have begun; who takes more than one says so.
+        self.begun: Callable[[], int] = lambda: self.taken
 
 
 class Budget:
@@ -38,7 +40,8 @@ class Budget:
         self._heaviest = heaviest
         # Whether it has used too much memory.
         self.was_too_heavy = False
-        self._reserved = 0
+        # Of which some may not have begun.
+        self._open: list[Grant] = []
         self._run = 0
         self._lock = threading.Lock()
         # Held by who asks for tasks: what he does not get is there for the next.
@@ -46,38 +49,51 @@ class Budget:
 
     @contextmanager
     def grant(self, count: int) -> Iterator[Grant]:
-        """Within this block, take tasks: at most ``count``, and no more than are left."""
+        """Within this block, take tasks: at most ``count``, and no more than are left.
+
+        Who takes tasks that begin after it says how many have, and closes the grant in the end.
+        """
         with nullcontext() if self._left is None else self._asking:
             with self._lock:
                 grant = Grant(count if self._left is None else min(count, self._left))
-                self._reserved += grant.most
+                self._open.append(grant)
                 if self._left is not None:
                     self._left -= grant.most
             try:
                 yield grant
             finally:
                 with self._lock:
-                    self._reserved -= grant.most
-                    self._run += grant.most
-                self.give_back(grant.most - grant.taken)
+                    self._run += grant.taken
+                    self._take_back(grant.most - grant.taken)
+                    grant.most = grant.taken
+                    if grant.begun() == grant.taken:
+                        self._open.remove(grant)
 
-    def give_back(self, count: int) -> None:
-        """Count so many as not run after all."""
+    def close(self, grant: Grant) -> None:
+        """Say that what has not begun of a grant will not; it may be taken anew."""
         with self._lock:
-            self._run -= count
-            if self._left is not None:
-                self._left += count
+            if grant in self._open:
+                self._open.remove(grant)
+                count = grant.taken - grant.begun()
+                self._run -= count
+                self._take_back(count)
+
+    def _take_back(self, count: int) -> None:
+        if self._left is not None:
+            self._left += count
 
     @property
     def left(self) -> int | None:
-        """How many tasks may still be run; None is without end."""
-        return self._left
+        """How many tasks may still begin; None is without end."""
+        if self._left is None:
+            return None
+        with self._lock:
+            return self._left + sum(grant.most - grant.begun() for grant in self._open)
 
     @property
     def is_spent(self) -> bool:
-        """Whether no task may be run any more."""
-        with self._lock:
-            return self._left == 0 and not self._reserved
+        """Whether no task may begin any more."""
+        return self.left == 0
 
     def weigh(self) -> bool:
         """Tell whether the process uses too much memory."""

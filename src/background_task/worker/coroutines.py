@@ -192,7 +192,8 @@ class Coroutines:
         self._next_look = time.monotonic() + LONGEST_PAUSE
         with self._budget.grant(free) as grant:
             claimed = self._claim(grant.most) if grant.most else []
-            grant.taken = len(claimed)
+            waiting = deque(runs.begin(task) for task in claimed)
+            grant.taken, grant.begun = len(claimed), lambda: len(claimed) - len(waiting)
         if len(claimed) == free or self._is_cut:
             self._next_look = 0
         driver = connections[self._tasks.queue_database()].connection
@@ -202,15 +203,14 @@ class Coroutines:
         if not claimed and not self._in_flight:
             close_old()
             loop.rest()
-        waiting = deque(runs.begin(task) for task in claimed)
         began = time.monotonic()
         try:
             while waiting and not self._stops() and time.monotonic() - began < LONGEST_START:
                 self._begin(waiting.popleft(), loop)
         finally:
             self._most = min(2 * self._most, MOST_ROWS)
+            self._budget.close(grant)
             if waiting:
-                self._budget.give_back(len(waiting))
                 self._most = max(1, len(claimed) - len(waiting))
                 self._next_look = 0
                 runs.hand_back(list(waiting))

@@ -113,7 +113,8 @@ class Functions:
         self._is_cut = self._is_rescued = False
         with self._budget.grant(1 if only_one else self._size) as grant:
             batch = self._take(grant.most) if grant.most else None
-            grant.taken = 0 if batch is None else batch.size
+            if batch is not None:
+                grant.taken, grant.begun = batch.size, lambda: batch.begun
         if batch is None:
             self._forget_held()
             return False
@@ -133,8 +134,8 @@ class Functions:
             _leave_if_files_are_closed()
             run.record()
             runs.drop(batch.kept)
+            self._budget.close(grant)
             if batch.begun < batch.size:
-                self._budget.give_back(batch.size - batch.begun)
                 self._bookmark.remove()  # they may be taken at once
         self._adapt(batch, time.perf_counter() - begun)
         self._may_hold = is_full and run.all_were_quick

@@ -104,6 +104,8 @@ class Process:
         self._coroutines: Coroutines | None = None
         self._heart: Lookout | None = None
         self._gives_way = False
+        # Whether it has ended since it has run enough tasks, or uses too much memory.
+        self.is_used_up = False
         # Whether the main thread waits for a function to run, and hears by itself of new rows.
         self.is_hungry = self.hears = False
 
@@ -283,11 +285,6 @@ class Process:
         """Let the main thread look for tasks; safe in any thread."""
         getattr(self._signals, "wake", _nothing)()
 
-    @property
-    def is_used_up(self) -> bool:
-        """Whether it has ended since it has run enough tasks, or uses too much memory."""
-        return self._budget.is_spent or self._budget.was_too_heavy
-
     def _work(self) -> None:
         is_ready = False
         while not self._is_enough():
@@ -308,6 +305,8 @@ class Process:
             if self._options.burst and self._is_done():
                 break
             self._wait_for_work()
+        # Before the others are stopped, who may then give back something.
+        self.is_used_up = self._budget.is_spent or self._budget.was_too_heavy
         self._service.is_stopping()
         self._drain()
         logger.info("Stopped; no task was left running")
