@@ -47,6 +47,7 @@ named_databases: set[str] = set()
 
 # What a worker is asked to end a task by, before its key.
 CANCEL = "cancel:"
+GIVEN_UP = "It was cancelled when a worker had taken it, and may have begun. It was given up since."
 
 
 class Task(SharedRow):
@@ -333,7 +334,8 @@ class Task(SharedRow):
             # It reads what is there now, and not what the transaction began with.
             if rows.unlocked(vendors.now(using)).select_for_update().first() is not None:
                 row.locked_by = None  # by a worker that is gone
-                row.end_cancelled("It was cancelled while it waited.")
+                was_taken = cancellation.is_marked(row.options)
+                row.end_cancelled(GIVEN_UP if was_taken else "It was cancelled while it waited.")
                 return True
             if not Worker.can_be_asked(using, row.worker_id):
                 return False
