@@ -245,7 +245,8 @@ def test_a_body_is_not_charged_with_a_transaction_that_could_not_begin(
 
 @pytest.mark.parametrize("on_worker_loss", ["retry", "fail"])
 @pytest.mark.parametrize(
-    "how", ["broken", "open", "closed", "ended", "ended by the driver", "swallowed", "exchanged"]
+    "how",
+    ["broken", "open", "closed", "ended", "replaced", "by the driver", "swallowed", "exchanged"],
 )
 def test_a_body_that_breaks_its_transaction_has_failed(
     how: str, vendor: str, on_worker_loss: str
@@ -264,7 +265,11 @@ def test_a_body_that_breaks_its_transaction_has_failed(
         elif how == "ended":
             with connection.cursor() as cursor:
                 cursor.execute("ROLLBACK")
-        elif how == "ended by the driver":
+        elif how == "replaced":
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
+                cursor.execute("BEGIN")
+        elif how == "by the driver":
             connection.connection.rollback()
             Note.objects.exists()
         elif how == "swallowed":

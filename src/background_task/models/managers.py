@@ -20,6 +20,8 @@ from background_task.states import State
 if TYPE_CHECKING:
     from background_task.models.tasks import Task
 
+# How many rows a statement may name: drivers have a limit.
+MOST_KEYS = 1_000
 # Beyond this a date could not be moved by it.
 LONGEST_LEASE = 10**9
 
@@ -84,11 +86,14 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         """
         if not connections[self.db].features.has_select_for_update:
             return self
-        keys = list(self.order_by().values_list("pk", flat=True))
-        rows = TaskQuerySet(self.model, using=self.db).filter(pk__in=keys)
-        if len(keys) > 1:
-            list(rows.order_by("pk").select_for_update().values_list("pk", flat=True))
-        return self.filter(pk__in=keys)
+        keys = sorted(self.order_by().values_list("pk", flat=True))
+        if len(keys) == 1:
+            return self.filter(pk=keys[0])
+        rows = TaskQuerySet(self.model, using=self.db).order_by("pk").select_for_update()
+        for start in range(0, len(keys), MOST_KEYS):
+            some = rows.filter(pk__in=keys[start : start + MOST_KEYS])
+            list(some.values_list("pk", flat=True))
+        return self.filter(pk__in=keys) if len(keys) <= MOST_KEYS else self
 
     def release(self) -> int:
         """Unlock the rows, whose workers are gone; return how many there were."""

@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
-from django.db import connections, models, router
+from django.db import connections, router
 from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Coalesce
 
+from background_task.models.managers import LOSSES
 from background_task.models.rows import Row
 from background_task.states import State
 
-# The columns that whoever takes, frees or cancels a row writes.
+# The columns that whoever takes, frees, retries or cancels a row writes.
 _OF_OTHERS = frozenset(
     {
         "locked_by",
@@ -23,8 +25,15 @@ _OF_OTHERS = frozenset(
         "losses",
         "options",
         "result_id",
+        "attempts",
+        "run_at",
+        "failed_at",
+        "last_error",
     }
 )
+
+# A field, its model, and what it is to be.
+Assigned = tuple[Any, Any, Any]
 
 
 def named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Collection[str] | None:
@@ -43,6 +52,8 @@ class SharedRow(Row):
     _known: Mapping[str, Any] = MappingProxyType({})
     # Whether :meth:`save` is to store all columns, and not some that were named.
     _is_stored_whole = True
+    # Whether it is the run itself that takes the lock off, which nobody else can without a loss.
+    is_given_back = False
 
     class Meta:
         abstract = True
@@ -96,15 +107,49 @@ class SharedRow(Row):
         if using in (self._state.db, self.database) and pk_val == self._known.get("id"):
             if self._is_stored_whole:
                 values = [each for each in values if not self._is_as_known(each[0].attname)]
-            if not any(field.attname == "locked_by" for field, *_ in values):
+                values = self._with_its_state(values)
+            if "locked_by" not in _names(values):
                 values = [_unless_locked(each) for each in values]
+        if "locked_by" in _names(values) and not self.locked_by and not self.is_given_back:
+            values = self._with_the_loss(values)
         return super()._do_update(base_qs, using, pk_val, values, *rest)
+
+    @staticmethod
+    def _with_its_state(values: Collection[Assigned]) -> Collection[Assigned]:
+        """Store the state only where what it follows from is stored, and not what was there."""
+        stored = _names(values)
+        if "run_at" in stored:
+            return values
+        if not stored & {"locked_by", "losses", "options"}:
+            return [each for each in values if each[0].attname != "state"]
+        return [_unknown(each) for each in values]
+
+    def _with_the_loss(self, values: Collection[Assigned]) -> Collection[Assigned]:
+        """Count that the worker is gone, as :meth:`TaskQuerySet.update` does."""
+        counted = {"losses": LOSSES, "epoch": Coalesce(F("epoch"), 0) + 1}
+        added = [
+            (self._meta.get_field(name), None, value)
+            for name, value in counted.items()
+            if name not in _names(values)
+        ]
+        # First: MySQL evaluates in this order, and sees what was set before.
+        return [*added, *(_unknown(each) for each in values)]
 
     def _is_as_known(self, name: str) -> bool:
         return name in self._known and self.__dict__.get(name) == self._known[name]
 
 
-def _unless_locked(assigned: tuple[models.Field[Any, Any], Any, Any]) -> tuple[Any, Any, Any]:
+def _names(values: Collection[Assigned]) -> set[str]:
+    return {field.attname for field, *_ in values}
+
+
+def _unknown(assigned: Assigned) -> Assigned:
+    """Let the workers find out the state."""
+    field, model, value = assigned
+    return field, model, None if field.attname == "state" and value != State.RUNNING else value
+
+
+def _unless_locked(assigned: Assigned) -> Assigned:
     """Let a state be set only where it follows from what is stored, and from what is there."""
     field, model, value = assigned
     if field.attname == "state":

@@ -291,7 +291,11 @@ class Task(SharedRow):
         announce(task_rescheduled, self.__class__, using=self.database, task=self)
         self.locked_by = None
         self.locked_at = None
-        self.save(force_update=True)
+        self.is_given_back = True
+        try:
+            self.save(force_update=True)
+        finally:
+            self.is_given_back = False
 
     def create_completed_task(self) -> CompletedTask:
         """Store and return the history row of this task; its ``run_at`` is the time of the end."""

@@ -82,6 +82,22 @@ class SQLite(Vendor):
         """The driver knows."""
         return bool(connection.connection.in_transaction)
 
+    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
+        """By a savepoint: another transaction, begun after a COMMIT, does not have it."""
+        mark: str | None = connection.savepoint()
+        return mark
+
+    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
+        """A savepoint is gone with its transaction."""
+        if super().has_ended(connection, mark):
+            return True
+        if mark is not None and not connection.needs_rollback:
+            try:
+                connection.savepoint_commit(mark)
+            except OperationalError as error:
+                return "no such savepoint" in str(error)
+        return False
+
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """By a statement that writes no row.
 
