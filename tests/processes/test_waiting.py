@@ -37,10 +37,11 @@ def only_by_notification(monkeypatch: pytest.MonkeyPatch, vendor: str) -> None:
 
 
 def listening() -> int:
+    """Return how many wait for tasks to end; workers listen for new ones."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND query LIKE 'LISTEN %%'"
+            "AND query LIKE 'LISTEN %%finished%%'"
         )
         return int(cursor.fetchone()[0])
 
