@@ -59,9 +59,8 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         if {"run_at", "locked_by"} & values.keys():
             values.setdefault("state", None)
         if "locked_by" in values and not values["locked_by"]:
-            values.setdefault("epoch", Coalesce(F("epoch"), 0) + 1)
             # First: MySQL evaluates in this order, and sees what was set before.
-            values = {"losses": LOSSES, **values, "locked_by": None}
+            values = {**LOSS, **values, "locked_by": None}
         return super().update(**values)
 
     update.alters_data = True  # type: ignore[attr-defined]
@@ -106,6 +105,9 @@ LOSSES = Case(
     default=F("losses"),
     output_field=models.SmallIntegerField(),
 )
+NEXT_EPOCH = Coalesce(F("epoch"), 0) + 1
+# What is stored with a lock that is taken off: that the worker is gone, and can record nothing.
+LOSS = {"losses": LOSSES, "epoch": NEXT_EPOCH}
 
 
 def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def lock_values(locked_by: str, now: datetime) -> dict[str, Any]:
         "locked_by": locked_by,
         "locked_at": now,
         "state": State.RUNNING,
-        "epoch": Coalesce(F("epoch"), 0) + 1,
+        "epoch": NEXT_EPOCH,
         "worker_id": this_worker(),
         "started_at": Coalesce(F("started_at"), Value(now, models.DateTimeField())),
     }

@@ -8,9 +8,8 @@ from typing import Any, Self
 
 from django.db import connections, router
 from django.db.models import Case, F, Q, Value, When
-from django.db.models.functions import Coalesce
 
-from background_task.models.managers import LOSSES
+from background_task.models.managers import LOSS
 from background_task.models.rows import Row
 from background_task.states import State
 
@@ -126,11 +125,11 @@ class SharedRow(Row):
 
     def _with_the_loss(self, values: Collection[Assigned]) -> Collection[Assigned]:
         """Count that the worker is gone, as :meth:`TaskQuerySet.update` does."""
-        counted = {"losses": LOSSES, "epoch": Coalesce(F("epoch"), 0) + 1}
+        stored = _names(values)
         added = [
             (self._meta.get_field(name), None, value)
-            for name, value in counted.items()
-            if name not in _names(values)
+            for name, value in LOSS.items()
+            if name not in stored
         ]
         # First: MySQL evaluates in this order, and sees what was set before.
         return [*added, *(_unknown(each) for each in values)]

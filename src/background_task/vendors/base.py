@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn, Protocol
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -190,8 +191,9 @@ class Vendor:
         return self.may_be_in_transaction(connection)
 
     def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
-        """Mark the open transaction, where its end could not be noticed otherwise."""
-        return None
+        """Mark the open transaction, so that its end is noticed: by a savepoint."""
+        mark: str | None = connection.savepoint()
+        return mark
 
     def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
         """Tell whether somebody has ended the transaction that was marked so, or broken it.
@@ -199,10 +201,16 @@ class Vendor:
         And that without Django's knowledge. Of one that is lost with its connection the next
         statement tells.
         """
-        try:
-            return not self.may_be_in_transaction(connection)
-        except Exception:
-            return False
+        if mark is not None and not connection.needs_rollback:
+            try:
+                connection.savepoint_commit(mark)
+            except Error as error:
+                return self.lacks_savepoint(error)
+        return False
+
+    def lacks_savepoint(self, error: Error) -> bool:
+        """Tell whether a statement was refused for want of a savepoint, gone with a transaction."""
+        self._refuse()
 
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """Take the write lock at the start of a transaction that reads before it writes."""

@@ -165,19 +165,9 @@ class MySQL(Vendor):
         cursor.execute("SELECT @@in_transaction")
         return bool(cursor.fetchone()[0])
 
-    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
-        """By a savepoint: after a COMMIT the next statement begins another transaction."""
-        mark: str | None = connection.savepoint()
-        return mark
-
-    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
-        """A savepoint is gone with its transaction."""
-        if mark is not None and not connection.needs_rollback:
-            try:
-                connection.savepoint_commit(mark)
-            except Error as error:
-                return error.args[:1] == (_NO_SUCH_SAVEPOINT,)
-        return False
+    def lacks_savepoint(self, error: Error) -> bool:
+        """By the number of the error."""
+        return error.args[:1] == (_NO_SUCH_SAVEPOINT,)
 
 
 def _path_of_bell(connection: BaseDatabaseWrapper) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from django.core.files import locks
-from django.db import OperationalError
+from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -82,21 +82,9 @@ class SQLite(Vendor):
         """The driver knows."""
         return bool(connection.connection.in_transaction)
 
-    def mark_transaction(self, connection: BaseDatabaseWrapper) -> str | None:
-        """By a savepoint: another transaction, begun after a COMMIT, does not have it."""
-        mark: str | None = connection.savepoint()
-        return mark
-
-    def has_ended(self, connection: BaseDatabaseWrapper, mark: str | None) -> bool:
-        """A savepoint is gone with its transaction."""
-        if super().has_ended(connection, mark):
-            return True
-        if mark is not None and not connection.needs_rollback:
-            try:
-                connection.savepoint_commit(mark)
-            except OperationalError as error:
-                return "no such savepoint" in str(error)
-        return False
+    def lacks_savepoint(self, error: Error) -> bool:
+        """By the words of the error, which has no code of its own."""
+        return "no such savepoint" in str(error)
 
     def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
         """By a statement that writes no row.
