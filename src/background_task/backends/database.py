@@ -92,7 +92,7 @@ class DatabaseBackend(BaseTaskBackend):
         from django.db import router
 
         from background_task.models import Task as Row
-        from background_task.models.tasks import named_databases
+        from background_task.models.shared import named_databases
 
         if self._options.database is None:
             return router.db_for_write(Row)

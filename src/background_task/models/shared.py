@@ -13,6 +13,10 @@ from background_task.models.managers import LOSS
 from background_task.models.rows import Row
 from background_task.states import State
 
+# The aliases of databases that an option has named for a queue. There a row is written where it was
+# read, whatever a router would say.
+named_databases: set[str] = set()
+
 # The columns that whoever takes, frees, retries or cancels a row writes.
 _OF_OTHERS = frozenset(
     {
@@ -59,7 +63,9 @@ class SharedRow(Row):
 
     @property
     def database(self) -> str:
-        """The alias of the database that the row is written to."""
+        """The alias of the database that the row is written to, wherever it was read from."""
+        if self._state.db in named_databases:
+            return self._state.db
         return router.db_for_write(type(self), instance=self)
 
     def save(self, *args: Any, **kwargs: Any) -> None:

@@ -26,7 +26,7 @@ from background_task.models.completed_tasks import CompletedTask
 from background_task.models.creators import CreatorForeignKey
 from background_task.models.indexes import NarrowedIndex
 from background_task.models.managers import LOSSES, TaskManager, TaskQuerySet, lock_values
-from background_task.models.shared import SharedRow, named
+from background_task.models.shared import SharedRow, named, named_databases
 from background_task.models.workers import Worker
 from background_task.policies import cancellation
 from background_task.policies.repetition import is_declared, next_run
@@ -39,11 +39,6 @@ logger = logging.getLogger("background_task.models")
 
 # A database refuses a statement of many megabytes, and the outcome could never be recorded.
 HALF_OF_AN_ERROR = 100_000
-
-
-# The aliases of databases that an option has named for a queue. There a row is written where it was
-# read, whatever a router would say.
-named_databases: set[str] = set()
 
 # What a worker is asked to end a task by, before its key.
 CANCEL = "cancel:"
@@ -130,13 +125,6 @@ class Task(SharedRow):
 
     def __str__(self) -> str:
         return self.verbose_name or self.task_name
-
-    @property
-    def database(self) -> str:
-        """The alias of the database that the row is written to, wherever it was read from."""
-        if self._state.db in named_databases:
-            return self._state.db
-        return super().database
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; an empty ``locked_by`` becomes NULL, and the state follows the others."""

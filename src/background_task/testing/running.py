@@ -14,7 +14,7 @@ from background_task import vendors
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentTypeError, ArgumentValueError
 from background_task.models import Task
-from background_task.models.tasks import named_databases
+from background_task.models.shared import named_databases
 from background_task.tasks import tasks
 
 MOST_RUNS = 10_000

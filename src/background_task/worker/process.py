@@ -21,7 +21,7 @@ from background_task.execution.connections import go_back_to_pools, keep_out_of_
 from background_task.execution.interruptions import limits
 from background_task.execution.runs import runs
 from background_task.models import Task, Worker
-from background_task.models.tasks import named_databases
+from background_task.models.shared import named_databases
 from background_task.records import Wanted
 from background_task.settings import app_settings
 from background_task.signals import close_old
