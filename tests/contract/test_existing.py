@@ -220,6 +220,31 @@ def test_rows_that_1_2_8_stored_are_matched() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_who_deletes_rows_that_others_write_waits_for_his_turn(proxy: Any, vendor: str) -> None:
+    if vendor != "sqlite":
+        pytest.skip("only SQLite lets one write at a time")
+    rows = [proxy() for _ in range(3)]
+    others: list[threading.Thread] = []
+
+    def write() -> None:
+        with transaction.atomic():
+            Task.objects.filter(pk=rows[0].pk).update(priority=1)
+        connection.close()
+
+    def let_another_write(execute: Any, sql: str, *rest: Any) -> Any:
+        if not sql.startswith(("BEGIN", "SELECT")) and not others:  # what is deleted was read
+            others.append(threading.Thread(target=write))
+            others[0].start()
+            others[0].join(1)  # it is done with, or waits for us
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(let_another_write):
+        assert Task.objects.all().delete()[0] == 3
+    others[0].join()
+    assert not Task.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "change",
     [

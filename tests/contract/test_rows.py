@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
-from django.db.models import QuerySet
+from django.core.exceptions import ValidationError
+from django.db.models import F, QuerySet
+from django.db.models.functions import Now
 from django.test import override_settings
 from django.utils import timezone
 
 from background_task import background
 from background_task.models import CompletedTask, Task
 from background_task.settings import app_settings
+from background_task.states import State
 from background_task.tasks import tasks
 
 pytestmark = pytest.mark.django_db
@@ -336,13 +341,43 @@ def by_key_as_new(row: Any) -> Any:
     return by_key(row)
 
 
+def by_another_key(row: Any) -> Any:
+    row.pk += 1000
+    row.save()
+    return row
+
+
+def by_another_key_at_once(row: Any) -> Any:
+    row.pk += 1000
+    row.save(force_insert=True)
+    return row
+
+
 def by_columns(row: Any) -> Any:
     columns = [field.attname for field in row._meta.concrete_fields if not field.primary_key]
     return type(row).objects.create(**{name: getattr(row, name) for name in columns})
 
 
-@pytest.mark.parametrize("copy", [by_key, by_key_as_new, by_columns])
-@pytest.mark.parametrize("model", [Task, CompletedTask])
+def in_bulk(row: Any) -> Any:
+    row.pk = None
+    type(row).objects.bulk_create([row])
+    return type(row).objects.last()
+
+
+def in_bulk_by_columns(row: Any) -> Any:
+    columns = type(row).objects.filter(pk=row.pk).values().get()
+    type(row).objects.bulk_create([type(row)(**{**columns, "id": None})])
+    return type(row).objects.last()
+
+
+COPIES = [by_key, by_key_as_new, by_another_key, by_another_key_at_once, by_columns]
+IN_BULK = [in_bulk, in_bulk_by_columns]
+
+
+@pytest.mark.parametrize(
+    ("model", "copy"),
+    [*product([Task, CompletedTask], COPIES), *product([Task], IN_BULK)],
+)
 def test_a_copy_of_a_row_is_a_row_of_its_own(model: Any, copy: Any) -> None:
     row = stored(repeat=60)
     row.identify(unique_key="a chain")
@@ -372,14 +407,97 @@ def test_a_task_can_be_queued_again_from_all_columns_of_its_history() -> None:
     assert (len(ran), CompletedTask.objects.count()) == (2, 2)
 
 
+@pytest.mark.parametrize("copy", [by_key, in_bulk])
+def test_a_copy_of_a_row_that_is_locked_is_not(copy: Any) -> None:
+    row = stored()
+    assert row.lock("a worker") is not None
+    again = copy(Task.objects.get())
+    assert (again.locked_by, again.locked_at, again.epoch) == (None, None, None)
+    assert Task.objects.find_available().get() == again
+
+
+def test_a_row_that_is_made_with_the_key_of_another_replaces_all_but_its_identity() -> None:
+    row = stored().lock("a worker")
+    assert row is not None
+    values = Task.objects.filter(pk=row.pk).values().get()
+    Task(**{**values, "priority": 7}).save()
+    assert Task.objects.filter(pk=row.pk).values().get() == {**values, "priority": 7}
+    Task(pk=row.pk, task_name=row.task_name, task_params=row.task_params, run_at=PAST).save()
+    row.refresh_from_db()
+    assert (row.locked_by, row.losses, row.epoch) == (None, 1, 2)
+    assert row.result_id == values["result_id"]
+
+
 @pytest.mark.django_db(transaction=True)
-def test_a_copy_that_was_stored_past_save_runs_once_and_is_recorded() -> None:
-    ran = []
-    background("again")(lambda: ran.append(1))()
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_copy_that_was_stored_past_save_runs_once_and_is_recorded(atomic: bool) -> None:
+    background("again", atomic=atomic)(lambda: User.objects.create(username=uuid4().hex) and None)()
     copy = Task.objects.get()
     copy.pk = None
     assert tasks.run_next_task()
-    Task.objects.bulk_create([copy])
+    QuerySet(Task).bulk_create([copy])
     assert tasks.run_next_task()
     assert not tasks.run_next_task()
-    assert (len(ran), CompletedTask.objects.count()) == (2, 2)
+    assert (User.objects.count(), CompletedTask.objects.count()) == (2, 2)
+    assert set(CompletedTask.objects.values_list("state", flat=True)) == {State.SUCCESSFUL}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_row_that_has_ended_and_is_stored_anew_is_another(atomic: bool, is_taken: bool) -> None:
+    seen: list[Task] = []
+
+    def body() -> None:
+        User.objects.create(username=uuid4().hex)
+        seen.append(Task.objects.get())
+
+    row = background("again", atomic=atomic)(body)()
+    assert tasks.run_next_task()
+    again = seen.pop() if is_taken else row
+    again.priority = 7
+    again.save()
+    again.refresh_from_db()
+    assert (again.locked_by, again.locked_at, again.state) == (None, None, State.READY)
+    assert tasks.run_next_task()
+    assert (User.objects.count(), CompletedTask.objects.count()) == (2, 2)
+    assert CompletedTask.objects.filter(result_id=again.result_id).get().priority == 7
+
+
+@pytest.mark.parametrize(
+    ("run_at", "state"),
+    [
+        ("2036-01-01T00:00:00Z", State.SCHEDULED),
+        ("2006-01-01 00:00:00+01:00", State.READY),
+        (F("run_at") + timedelta(days=1000), None),
+        (Now(), None),
+    ],
+)
+def test_a_time_may_be_whatever_django_stores(run_at: Any, state: State | None) -> None:
+    row = stored()
+    for names in (None, ["run_at"]):
+        row.run_at = run_at
+        row.save(update_fields=names)
+        row = Task.objects.get()
+        assert row.state == state
+    if not hasattr(run_at, "resolve_expression"):
+        Task.objects.create(task_name="created", task_params="[[], {}]", run_at=run_at)
+        assert Task.objects.get(task_name="created").state == state
+
+
+@pytest.mark.parametrize(("year", "state"), [(2036, State.SCHEDULED), (2006, State.READY)])
+def test_a_naive_time_is_stored_with_the_warning_of_django(year: int, state: State) -> None:
+    row = stored()
+    row.run_at = datetime(year, 6, 1)
+    with pytest.warns(RuntimeWarning, match="naive datetime"):
+        row.save()
+    row.refresh_from_db()
+    assert (row.run_at.year, row.state) == (year, state)
+
+
+def test_what_is_no_time_is_refused_and_changes_nothing() -> None:
+    row = stored()
+    row.run_at = "tomorrow"
+    with pytest.raises(ValidationError, match="tomorrow"):
+        row.save()
+    assert Task.objects.get().run_at == PAST

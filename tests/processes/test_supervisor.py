@@ -205,12 +205,11 @@ def test_a_process_that_cannot_be_replaced_is_tried_again_and_the_others_go_on(
     folder.mkdir()
     enqueue("slow", "first", 600)
     child = supervisor(TEST_FOLDER=str(folder))
-    wait_until(noted("first begins"))
     wait_until(all_are_there)
     folder.rmdir()
-    os.kill(numbers()[0], signal.SIGKILL)
+    os.kill(running("first"), signal.SIGKILL)
     wait_until(lambda: "cannot be started, trying again" in child.text())
-    enqueue("slow", "second", 1)
+    wait_until(lambda: Note.objects.filter(text="first begins").count() == 2)
     child.send(signal.SIGTERM)
     wait_until(lambda: "Stopping when" in child.text())
     child.send(signal.SIGTERM)
@@ -226,6 +225,16 @@ def test_the_end_of_patience_is_a_second_signal(supervisor: Callable[..., Child]
     assert child.wait() == 128 + signal.SIGTERM, child.text()
     row = Task.objects.get()
     assert (row.locked_by, row.attempts) == (None, 0)
+
+
+@pytest.mark.parametrize("patience", ["0", "0.1"])
+def test_it_is_a_success_if_nothing_ran_when_patience_was_over(
+    supervisor: Callable[..., Child], patience: str
+) -> None:
+    child = supervisor("--shutdown-timeout", patience)
+    wait_until(all_are_there)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
 
 
 def test_processes_finish_and_end_when_their_supervisor_is_killed(

@@ -133,12 +133,30 @@ def test_a_worker_that_starts_anew_keeps_to_what_is_left_of_its_limits(
     assert not noted("too many")()
 
 
+@pytest.fixture
+def step_by_step(tmp_path: Path) -> dict[str, str]:
+    """What lets a worker take tasks one by one, since an app has replaced a step of the run."""
+    app = tmp_path / "replacing"
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "models.py").write_text(
+        "from background_task.models import Task\n"
+        "lock = Task.lock\n"
+        "Task.lock = lambda self, *args, **kwargs: lock(self, *args, **kwargs)\n"
+    )
+    return {"TEST_APPS": "replacing", "TEST_PATH": str(tmp_path)}
+
+
 @pytest.mark.parametrize("limit", [["--max-tasks", "1"], ["--duration", "2"]])
+@pytest.mark.parametrize("is_stepwise", [False, True])
 def test_a_worker_that_is_through_does_not_start_anew(
-    worker: Callable[..., Child], limit: list[str]
+    worker: Callable[..., Child],
+    limit: list[str],
+    is_stepwise: bool,
+    step_by_step: dict[str, str],
 ) -> None:
     enqueue("overstay", "long", "stubborn")
-    child = worker(*limit)
+    child = worker(*limit, **step_by_step if is_stepwise else {})
     failed()
     enqueue("note", "too many")
     assert child.wait() == 0, child.text()

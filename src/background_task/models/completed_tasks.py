@@ -75,5 +75,6 @@ class CompletedTask(rows.Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; a copy gets a public id of its own."""
-        self._begin()
+        if self.pk is None:
+            self.begin()
         super().save(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,11 +66,22 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
 
     update.alters_data = True  # type: ignore[attr-defined]
 
+    def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
+        """Store rows; a copy of one gets an identity of its own, as it does by ``save()``."""
+        self._for_write = True
+        rows = list(objs)
+        for row in rows:
+            if row.result_id is not None and not row.is_of_another(self.db):
+                row.begin()
+        return super().bulk_create(rows, *args, **kwargs)
+
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the rows, in the order of their keys: see :meth:`in_order`."""
         if self.query.is_sliced or self.query.combinator:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
+        if not connections[rows.db].features.has_select_for_update:
+            return super().delete()  # a transaction that began by reading could not wait to write
         with transaction.atomic(using=rows.db):
             return super(TaskQuerySet, rows.in_order()).delete()
 

@@ -79,13 +79,25 @@ class Row(HasCreator):
         """
         self._identity = values
 
-    def _begin(self, **values: Any) -> None:
-        if self._state.adding or self.pk is None:
-            for name, value in {**values, **self._identity}.items():
-                setattr(self, name, value)
-            if "result_id" not in self._identity:
-                self.result_id = uuid7()
-            self.__dict__.pop("_identity", None)
+    def begin(self) -> None:
+        """Give the row the identity that it is inserted with."""
+        self.result_id = uuid7()
+        for name, value in self._identity.items():
+            setattr(self, name, value)
+        self.__dict__.pop("_identity", None)
+
+    def is_of_another(self, using: str | None) -> bool:
+        """Tell whether the row was read from another database than this: it moves, as it is."""
+        return self._state.db not in (None, using)
+
+    def _do_insert(
+        self, manager: Any, using: str | None, fields: Any, returning_fields: Any, raw: bool
+    ) -> Any:
+        # With a key that was given by hand, or whose row is gone. Without one, save() has done it.
+        if self.pk is not None and not raw and not self.is_of_another(using):
+            self.begin()
+        parent: Any = super()  # the stubs lack it
+        return parent._do_insert(manager, using, fields, returning_fields, raw)
 
     def locked_by_pid_running(self) -> bool | None:
         """Tell whether the process that holds the lock lives; None when the row is not locked.

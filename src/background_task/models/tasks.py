@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from django.conf import settings
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models, transaction
@@ -144,18 +145,55 @@ class Task(SharedRow):
         return super().delete(*args, **kwargs)
 
     def prepare(self) -> None:
-        """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
-        self.locked_by = self.locked_by or None
-        now = timezone.now()
-        self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
-        if self.locked_by:
-            self.state = State.RUNNING
-        elif cancellation.is_marked(self.options):
-            self.state = None
-        elif self.run_at > now:
-            self.state = State.SCHEDULED
+        """Set what follows from the other columns, and what a new row begins with."""
+        if self.pk is None:
+            self.begin()
         else:
-            self.state = State.RESCUED if self.losses else State.READY
+            self._follow()
+
+    def begin(self) -> None:
+        """Give the row the identity that it is inserted with; it has never run, and nobody runs it.
+
+        A lock that was not set here is that of the row which this one is a copy of, or which is
+        stored anew though it has ended.
+        """
+        if self._is_as_known("locked_by"):
+            self.locked_by = self.locked_at = self.worker_id = None
+        self.enqueued_at = timezone.now()
+        self.started_at = self.unique_key = self.epoch = self.losses = None
+        super().begin()
+        self._follow()
+
+    def _follow(self) -> None:
+        self.locked_by = self.locked_by or None
+        self.state = self._current_state()
+
+    def _current_state(self) -> State | None:
+        if self.locked_by:
+            return State.RUNNING
+        run_at = self._stored_run_at()
+        if run_at is None or cancellation.is_marked(self.options):
+            return None
+        if run_at > timezone.now():
+            return State.SCHEDULED
+        return State.RESCUED if self.losses else State.READY
+
+    def _stored_run_at(self) -> datetime | None:
+        """Return ``run_at`` as Django stores what it was set to; None if the database has to say.
+
+        Raises:
+            ValidationError: it is no time, and no text of one.
+        """
+        if hasattr(self.run_at, "resolve_expression"):
+            return None
+        field: Any = self._meta.get_field("run_at")
+        run_at: datetime | None = field.to_python(self.run_at)
+        if run_at is None or timezone.is_aware(run_at) == settings.USE_TZ:
+            return run_at
+        if timezone.is_aware(run_at):
+            return None
+        # Django warns of it, when it does the same.
+        return timezone.make_aware(run_at, timezone.get_default_timezone())
 
     def params(self) -> tuple[Any, dict[str, Any]]:
         """Return the arguments and keyword arguments, decoded."""

@@ -65,7 +65,10 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
 def recorded(task: Task) -> CompletedTask | None:
     """Return what is in the history of this run already: the answer to a commit was lost."""
     done = CompletedTask._base_manager.using(task.database)
-    rows = done.filter(result_id=task.result_id, worker_id=task.worker_id)
+    # It has ended after this claim: an earlier one may be that of a copy with the same id.
+    rows = done.filter(
+        result_id=task.result_id, worker_id=task.worker_id, run_at__gte=task.locked_at
+    )
     return outlast(connections[task.database], "look for a success", rows.first)
 
 
@@ -148,7 +151,7 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
     except IntegrityError:
         if not _is_in_history(task):
             raise
-        # A copy that was stored past save(), by bulk_create or SQL, carries the original's id.
+        # A copy that was stored past save(), by SQL or loaddata, carries the original's id.
         task.result_id = claimed["result_id"] = uuid7()
         task.held().update(result_id=task.result_id)
         return outlast(connections[task.database], act, anew)
@@ -156,7 +159,7 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
 
 def _is_in_history(task: Task) -> bool:
     known = CompletedTask.objects.using(task.database).filter(result_id=task.result_id)
-    return not connections[task.database].in_atomic_block and known.exists()
+    return not connections[task.database].needs_rollback and known.exists()
 
 
 def as_claimed(task: Task) -> dict[str, Any]:

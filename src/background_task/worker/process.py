@@ -357,9 +357,11 @@ class Process:
             return self._functions.run_some(only_one=self._signals.time_to_wait is not TTW_FAST)
         for queue in self._options.queues.order or (EVERY,):
             with self._budget.grant(1) as grant:
+                # Before: one that ends with this process has begun, too.
+                grant.taken = grant.most
                 if grant.most and self._tasks.run_next_task(None if queue == EVERY else queue):
-                    grant.taken = 1
                     return True
+                grant.taken = 0
         return False
 
     def _is_told(self) -> bool:

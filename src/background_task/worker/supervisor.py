@@ -199,14 +199,14 @@ class Supervisor:
         self._give_up_at: float | None = None
         self._is_stopping = self._is_forcing = self._is_ready = False
         self._pace = TTW_FAST
-        self._has_failed = False
+        self._has_failed = self._was_cut_off = False
 
     def run(self) -> None:
         """Work until the options or a signal say that it is enough.
 
         Raises:
             BackgroundTaskError: the processes cannot start; they have said why.
-            ForcedStop: a second request to stop has come; what ran was handed back.
+            ForcedStop: a second request to stop has cut off what ran.
         """
         if taking.is_alone(self._tasks, self._using):
             raise ArgumentValueError(
@@ -229,7 +229,7 @@ class Supervisor:
             self._watch_over()
         if self._has_failed:
             raise BackgroundTaskError("The processes of this worker cannot start; see above.")
-        if self._is_forcing:
+        if self._was_cut_off:
             raise ForcedStop
 
     def _living(self) -> list[str]:
@@ -289,8 +289,10 @@ class Supervisor:
         seat.worker_id = None
         if code == child.DONE and self._options.burst:
             seat.is_done = True
-        elif code in (child.DONE, REPLACE) or self._is_forcing:
+        elif code in (child.DONE, REPLACE):
             return
+        elif self._is_forcing:
+            self._was_cut_off = True
         elif self._is_stopping:
             logger.error("Process %d was ended by %s", seat.number, _cause(code))
         else:
