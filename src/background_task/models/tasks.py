@@ -184,11 +184,14 @@ class Task(SharedRow):
         Raises:
             ValidationError: it is no time, and no text of one.
         """
-        if hasattr(self.run_at, "resolve_expression"):
-            return None
-        field: Any = self._meta.get_field("run_at")
-        run_at: datetime | None = field.to_python(self.run_at)
-        if run_at is None or timezone.is_aware(run_at) == settings.USE_TZ:
+        value: Any = self.run_at
+        if not isinstance(value, datetime):
+            if value is None or hasattr(value, "resolve_expression"):
+                return None
+            field: Any = self._meta.get_field("run_at")
+            value = field.to_python(value)
+        run_at: datetime = value
+        if timezone.is_aware(run_at) == settings.USE_TZ:
             return run_at
         if timezone.is_aware(run_at):
             return None
