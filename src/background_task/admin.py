@@ -91,7 +91,7 @@ class RowForm(forms.ModelForm):  # type: ignore[type-arg]
         if "task_params" in self.changed_data:
             try:
                 args, kwargs = json.loads(text)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 args = kwargs = None
             if not isinstance(args, list) or not isinstance(kwargs, dict):
                 raise forms.ValidationError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from itertools import product
+from itertools import count, product
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
+from django.core import serializers
 from django.core.exceptions import ValidationError
-from django.db.models import F, QuerySet
+from django.db.models import F, QuerySet, signals
 from django.db.models.functions import Now
 from django.test import override_settings
 from django.utils import timezone
 
 from background_task import background
 from background_task.models import CompletedTask, Task
+from background_task.policies import cancellation
 from background_task.settings import app_settings
 from background_task.states import State
 from background_task.tasks import tasks
@@ -416,16 +418,104 @@ def test_a_copy_of_a_row_that_is_locked_is_not(copy: Any) -> None:
     assert Task.objects.find_available().get() == again
 
 
-def test_a_row_that_is_made_with_the_key_of_another_replaces_all_but_its_identity() -> None:
-    row = stored().lock("a worker")
-    assert row is not None
-    values = Task.objects.filter(pk=row.pk).values().get()
-    Task(**{**values, "priority": 7}).save()
-    assert Task.objects.filter(pk=row.pk).values().get() == {**values, "priority": 7}
-    Task(pk=row.pk, task_name=row.task_name, task_params=row.task_params, run_at=PAST).save()
+def test_a_copy_of_a_row_that_was_to_be_cancelled_is_not() -> None:
+    row = by_key(stored(options=cancellation.marked(None)))
     row.refresh_from_db()
-    assert (row.locked_by, row.losses, row.epoch) == (None, 1, 2)
-    assert row.result_id == values["result_id"]
+    assert (row.options, row.state) == (None, State.READY)
+
+
+def test_a_row_that_is_made_with_the_key_of_another_takes_its_place() -> None:
+    row = stored(unique_key="a chain").lock("a worker")
+    assert row is not None
+    Task(pk=row.pk, task_name="another", task_params="[[], {}]", run_at=PAST).save()
+    found = Task.objects.get()
+    assert found.result_id not in (None, row.result_id)
+    assert (found.unique_key, found.locked_by, found.epoch) == (None, None, None)
+    assert not row.hold()
+
+
+def test_a_fixture_is_stored_as_it_is() -> None:
+    row = stored(unique_key="a chain")
+    fixture = serializers.serialize("json", [row])
+    Task.objects.update(result_id=uuid4(), unique_key="another", losses=2)
+    for is_there in (True, False):
+        for each in serializers.deserialize("json", fixture):
+            each.save()
+        found = Task.objects.get()
+        assert (found.result_id, found.unique_key) == (row.result_id, "a chain")
+        assert found.losses is None
+        if is_there:
+            found.delete()
+
+
+@pytest.mark.parametrize("columns", [["priority"], ["priority", "locked_by", "result_id", "epoch"]])
+def test_a_row_that_is_updated_in_bulk_is_no_copy(columns: list[str], vendor: str) -> None:
+    row = stored(unique_key="a chain").lock("a worker")
+    assert row is not None
+    row.priority = 7
+    unique = {} if vendor == "mysql" else {"unique_fields": ["id"]}
+    Task.objects.bulk_create([row], update_conflicts=True, update_fields=columns, **unique)
+    Task.objects.bulk_create([row], ignore_conflicts=True)
+    row.save()
+    found = Task.objects.get()
+    names = "priority", "result_id", "unique_key", "locked_by", "epoch"
+    assert [getattr(found, name) for name in names] == [getattr(row, name) for name in names]
+    assert (found.priority, found.unique_key, found.epoch) == (7, "a chain", 1)
+    assert row.hold()
+
+
+def test_whoever_gives_keys_to_rows_gives_them_no_other_identity() -> None:
+    keys = count(1000)
+
+    def give(instance: Any, **kwargs: Any) -> None:
+        instance.pk = instance.pk or next(keys)
+
+    for model in (Task, CompletedTask):
+        signals.pre_save.connect(give, sender=model)
+    try:
+        row = background("numbered")(lambda: None)()
+        assert Task.objects.get().result_id == row.result_id
+        following = Task.objects.new_task("following", run_at=FUTURE)
+        following.identify(unique_key="a chain")
+        following.save()
+        assert Task.objects.get(pk=following.pk).unique_key == "a chain"
+        assert tasks.run_next_task()
+        assert CompletedTask.objects.filter(result_id=row.result_id).exists()
+    finally:
+        for model in (Task, CompletedTask):
+            signals.pre_save.disconnect(give, sender=model)
+
+
+class Replicated:
+    """A router of a project that reads from replicas."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+@pytest.mark.parametrize("model", [Task, CompletedTask])
+def test_a_row_that_was_read_from_a_replica_is_stored_anew_as_another(model: Any) -> None:
+    row = stored()
+    row = row.create_completed_task() if model is CompletedTask else row
+    seen = model.objects.get()
+    row.delete()
+    seen._state.db = "a replica"
+    with override_settings(DATABASE_ROUTERS=[Replicated()]):
+        seen.save()
+    assert model.objects.get().result_id not in (None, row.result_id)
+
+
+def test_a_row_that_moves_to_another_database_keeps_its_identity() -> None:
+    row = stored()
+    seen = Task.objects.get()
+    row.delete()
+    seen._state.db = "another"
+    seen.save(using="default")
+    assert Task.objects.get().result_id == row.result_id
+    Task.objects.all().delete()
+    seen._state.db = "another"
+    Task.objects.bulk_create([seen])
+    assert Task.objects.get().result_id == row.result_id
 
 
 @pytest.mark.django_db(transaction=True)

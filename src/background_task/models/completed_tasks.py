@@ -75,6 +75,5 @@ class CompletedTask(rows.Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; a copy gets a public id of its own."""
-        if self.pk is None:
-            self.begin()
+        self.prepare()
         super().save(*args, **kwargs)

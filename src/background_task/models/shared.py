@@ -35,11 +35,6 @@ _OF_OTHERS = frozenset(
     }
 )
 
-# What a row begins with, and no UPDATE changes that is not meant to.
-_IDENTITY = frozenset(
-    {"result_id", "enqueued_at", "started_at", "unique_key", "epoch", "losses", "worker_id"}
-)
-
 # A field, its model, and what it is to be.
 Assigned = tuple[Any, Any, Any]
 
@@ -114,8 +109,6 @@ class SharedRow(Row):
     ) -> Any:
         # Here, where Django has asked each column for its value, and not in save(), which would
         # have to name columns: signals tell of those, and a row that is gone would not be made.
-        if self._state.adding:  # it was made with the key of a row that is there
-            values = [each for each in values if each[0].attname not in _IDENTITY]
         if using in (self._state.db, self.database) and pk_val == self._known.get("id"):
             if self._is_stored_whole:
                 values = [each for each in values if not self._is_as_known(each[0].attname)]

@@ -144,12 +144,11 @@ class Task(SharedRow):
             kwargs.setdefault("using", self._state.db)
         return super().delete(*args, **kwargs)
 
-    def prepare(self) -> None:
-        """Set what follows from the other columns, and what a new row begins with."""
-        if self.pk is None:
-            self.begin()
-        else:
-            self._follow()
+    def prepare(self, *, is_new: bool = False) -> None:
+        """Set what a new row begins with, and what follows from the other columns."""
+        super().prepare(is_new=is_new)
+        self.locked_by = self.locked_by or None
+        self.state = self._current_state()
 
     def begin(self) -> None:
         """Give the row the identity that it is inserted with; it has never run, and nobody runs it.
@@ -161,12 +160,8 @@ class Task(SharedRow):
             self.locked_by = self.locked_at = self.worker_id = None
         self.enqueued_at = timezone.now()
         self.started_at = self.unique_key = self.epoch = self.losses = None
+        self.options = cancellation.unmarked(self.options)
         super().begin()
-        self._follow()
-
-    def _follow(self) -> None:
-        self.locked_by = self.locked_by or None
-        self.state = self._current_state()
 
     def _current_state(self) -> State | None:
         if self.locked_by:
@@ -406,11 +401,7 @@ class Task(SharedRow):
         run_at = next_run(self.run_at, self.repeat, self.repeat_until, vendors.now(self.database))
         if run_at is None:
             return None
-        following = Task(
-            **{name: getattr(self, name) for name in _REPEATED},
-            run_at=run_at,
-        )
-        following.options = cancellation.unmarked(self.options)
+        following = Task(**{name: getattr(self, name) for name in _REPEATED}, run_at=run_at)
         following.identify(unique_key=self.unique_key)
         if self.unique_key:
             # At most one live row may carry the key, and this one lives a moment longer.
