@@ -75,5 +75,5 @@ class CompletedTask(rows.Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row; a copy gets a public id of its own."""
-        self.prepare()
+        self._begin()
         super().save(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,29 +64,6 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         return super().update(**values)
 
     update.alters_data = True  # type: ignore[attr-defined]
-
-    def bulk_create(
-        self,
-        objs: Iterable[Task],
-        batch_size: int | None = None,
-        ignore_conflicts: bool = False,
-        update_conflicts: bool = False,
-        *args: Any,
-        **kwargs: Any,
-    ) -> list[Task]:
-        """Store rows; a copy of one gets an identity of its own, as it does by ``save()``.
-
-        Not where rows may be there already: what is stored for one of those is no copy.
-        """
-        self._for_write = True
-        rows = list(objs)
-        if not (ignore_conflicts or update_conflicts):
-            for row in rows:
-                if row.result_id is not None and not row.moves_to(self.db):
-                    row.prepare(is_new=True)
-        return super().bulk_create(
-            rows, batch_size, ignore_conflicts, update_conflicts, *args, **kwargs
-        )
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the rows, in the order of their keys: see :meth:`in_order`."""

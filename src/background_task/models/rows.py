@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from django.db import models, router
+from django.db import models
 from django.utils import timezone
 
 from background_task import identity
@@ -67,8 +67,6 @@ class Row(HasCreator):
 
     # What the next insert is to carry of the values that make a row this one and no other.
     _identity: Mapping[str, Any] = MappingProxyType({})
-    # Whether what is being stored has got it.
-    _has_begun = False
 
     class Meta:
         abstract = True
@@ -81,37 +79,13 @@ class Row(HasCreator):
         """
         self._identity = values
 
-    def prepare(self, *, is_new: bool = False) -> None:
-        """Set what a new row begins with.
-
-        Args:
-            is_new: whether it is one, though the instance stands for a row that was stored.
-        """
-        self._has_begun = is_new or self._state.adding or self.pk is None
-        if self._has_begun:
-            self.begin()
-
-    def begin(self) -> None:
-        """Give the row the identity that it is inserted with."""
-        self.result_id = uuid7()
-        for name, value in self._identity.items():
-            setattr(self, name, value)
-        self.__dict__.pop("_identity", None)
-
-    def moves_to(self, using: str | None) -> bool:
-        """Tell whether the row is of another database than this: it keeps its identity there."""
-        if self._state.db in (None, using):
-            return False
-        return using != router.db_for_write(type(self), instance=self)  # it was read elsewhere
-
-    def _do_insert(
-        self, manager: Any, using: str | None, fields: Any, returning_fields: Any, raw: bool
-    ) -> Any:
-        # What the instance stands for is gone, or it was given another key.
-        if not (raw or self._has_begun or self.moves_to(using)):
-            self.prepare(is_new=True)
-        parent: Any = super()  # the stubs lack it
-        return parent._do_insert(manager, using, fields, returning_fields, raw)
+    def _begin(self, **values: Any) -> None:
+        if self._state.adding or self.pk is None:
+            for name, value in {**values, **self._identity}.items():
+                setattr(self, name, value)
+            if "result_id" not in self._identity:
+                self.result_id = uuid7()
+            self.__dict__.pop("_identity", None)
 
     def locked_by_pid_running(self) -> bool | None:
         """Tell whether the process that holds the lock lives; None when the row is not locked.

@@ -11,6 +11,7 @@ from django.db.models import Case, F, Q, Value, When
 
 from background_task.models.managers import LOSS
 from background_task.models.rows import Row
+from background_task.policies import cancellation
 from background_task.states import State
 
 # The aliases of databases that an option has named for a queue. There a row is written where it was
@@ -118,6 +119,40 @@ class SharedRow(Row):
         if "locked_by" in _names(values) and not self.locked_by and not self.is_given_back:
             values = self._with_the_loss(values)
         return super()._do_update(base_qs, using, pk_val, values, *rest)
+
+    def _do_insert(
+        self, manager: Any, using: str | None, fields: Any, returning_fields: Any, raw: bool
+    ) -> Any:
+        parent: Any = super()  # the stubs lack it
+        arguments = (manager, using, fields, returning_fields, raw)
+        is_new = self._state.adding or self.pk is None
+        if raw or is_new or using not in (self._state.db, self.database):
+            return parent._do_insert(*arguments)
+        before = dict(self.__dict__)
+        try:
+            self.forget_the_run()  # the row is gone, and whoever ran it has ended
+            self.prepare()
+            return parent._do_insert(*arguments)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+
+    def forget_the_run(self) -> None:
+        """Take off a lock, and a wish to cancel, that are those of another row than is inserted.
+
+        They count as known, so that they are not taken off that one, should this be rolled back.
+        """
+        changed: dict[str, Any] = {}
+        if self.locked_by and self._is_as_known("locked_by"):
+            changed |= {"locked_by": None, "locked_at": None, "worker_id": None}
+        if cancellation.is_marked(self.options) and self._is_as_known("options"):
+            changed["options"] = cancellation.unmarked(self.options)
+        self.__dict__.update(changed)
+        self._known = {**self._known, **changed}
+
+    def prepare(self) -> None:
+        """Set what follows from the other columns."""
+        raise NotImplementedError
 
     @staticmethod
     def _with_its_state(values: Collection[Assigned]) -> Collection[Assigned]:

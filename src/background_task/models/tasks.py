@@ -144,24 +144,14 @@ class Task(SharedRow):
             kwargs.setdefault("using", self._state.db)
         return super().delete(*args, **kwargs)
 
-    def prepare(self, *, is_new: bool = False) -> None:
-        """Set what a new row begins with, and what follows from the other columns."""
-        super().prepare(is_new=is_new)
+    def prepare(self) -> None:
+        """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
+        if self.pk is None:
+            self.forget_the_run()
+        now = timezone.now()
+        self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
         self.locked_by = self.locked_by or None
         self.state = self._current_state()
-
-    def begin(self) -> None:
-        """Give the row the identity that it is inserted with; it has never run, and nobody runs it.
-
-        A lock that was not set here is that of the row which this one is a copy of, or which is
-        stored anew though it has ended.
-        """
-        if self._is_as_known("locked_by"):
-            self.locked_by = self.locked_at = self.worker_id = None
-        self.enqueued_at = timezone.now()
-        self.started_at = self.unique_key = self.epoch = self.losses = None
-        self.options = cancellation.unmarked(self.options)
-        super().begin()
 
     def _current_state(self) -> State | None:
         if self.locked_by:
@@ -401,7 +391,11 @@ class Task(SharedRow):
         run_at = next_run(self.run_at, self.repeat, self.repeat_until, vendors.now(self.database))
         if run_at is None:
             return None
-        following = Task(**{name: getattr(self, name) for name in _REPEATED}, run_at=run_at)
+        following = Task(
+            **{name: getattr(self, name) for name in _REPEATED},
+            run_at=run_at,
+        )
+        following.options = cancellation.unmarked(self.options)
         following.identify(unique_key=self.unique_key)
         if self.unique_key:
             # At most one live row may carry the key, and this one lives a moment longer.
