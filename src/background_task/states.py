@@ -11,10 +11,10 @@
                       └──────────── will retry ────────────────────────┘
 
 A claim takes READY rows, many at a time; RESCUED ones have lost a worker, and are taken with care.
-NULL means that code which knows no states wrote or edited the row (the predecessor, ``update()``,
-``bulk_create()``). A worker says what it is at its next look. Whatever the state, a row runs only
-when ``run_at``, ``locked_by`` and ``failed_at`` allow it, which old code keeps true as well; a
-state that is unknown here is of a newer version, and its rows are left alone.
+NULL means that code which knows no states wrote or edited the row (the predecessor, bulk_create,
+``update()``). A worker says what it is at its next look. Whatever the state, a row runs only when
+``run_at``, ``locked_by`` and ``failed_at`` allow it, which old code keeps true as well; a state
+that is unknown here is of a newer version, and its rows are left alone.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""What ``save()`` may write of a row that workers have written since it was loaded."""
+"""What ``save()`` may write of a row that workers write too, and the state that follows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Self
 
+from django.conf import settings
 from django.db import connections, router
 from django.db.models import Case, F, Q, Value, When
+from django.utils import timezone
 
 from background_task.models.managers import LOSS
 from background_task.models.rows import Row
@@ -51,6 +54,9 @@ class SharedRow(Row):
     Who has loaded a row before it was taken, and stores it whole, would unlock it, and it would run
     twice at a time.
     """
+
+    # The column itself is declared where it belongs in the order of all columns.
+    state: int | None
 
     # What others write, as it was when it was last read or stored here; empty if nobody knows.
     _known: Mapping[str, Any] = MappingProxyType({})
@@ -151,8 +157,42 @@ class SharedRow(Row):
         self._known = {**self._known, **changed}
 
     def prepare(self) -> None:
-        """Set what follows from the other columns."""
-        raise NotImplementedError
+        """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
+        if self.pk is None:
+            self.forget_the_run()
+        now = timezone.now()
+        self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
+        self.locked_by = self.locked_by or None
+        self.state = self._state_at(now)
+
+    def _state_at(self, now: datetime) -> State | None:
+        if self.locked_by:
+            return State.RUNNING
+        run_at = self._stored_run_at()
+        if run_at is None or cancellation.is_marked(self.options):
+            return None
+        if run_at > now:
+            return State.SCHEDULED
+        return State.RESCUED if self.losses else State.READY
+
+    def _stored_run_at(self) -> datetime | None:
+        """Return ``run_at`` as Django stores what it was set to; None if the database has to say.
+
+        Raises:
+            ValidationError: it is no time, and no text of one.
+        """
+        value: Any = self.run_at
+        if not isinstance(value, datetime):
+            if value is None or hasattr(value, "resolve_expression"):
+                return None
+            field: Any = self._meta.get_field("run_at")
+            value = field.to_python(value)
+        run_at: datetime = value
+        if timezone.is_aware(run_at) == settings.USE_TZ:
+            return run_at
+        # Django warns of a naive one, when it does the same.
+        zone = timezone.get_default_timezone()
+        return timezone.make_aware(run_at, zone) if settings.USE_TZ else None
 
     @staticmethod
     def _with_its_state(values: Collection[Assigned]) -> Collection[Assigned]:

@@ -10,13 +10,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from django.conf import settings
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models, transaction
 from django.db.models import F, Q, Value
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from background_task import logs, vendors
 from background_task._compat import uuid7
@@ -143,45 +141,6 @@ class Task(SharedRow):
         if self._state.db in named_databases:
             kwargs.setdefault("using", self._state.db)
         return super().delete(*args, **kwargs)
-
-    def prepare(self) -> None:
-        """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
-        if self.pk is None:
-            self.forget_the_run()
-        now = timezone.now()
-        self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)
-        self.locked_by = self.locked_by or None
-        self.state = self._current_state()
-
-    def _current_state(self) -> State | None:
-        if self.locked_by:
-            return State.RUNNING
-        run_at = self._stored_run_at()
-        if run_at is None or cancellation.is_marked(self.options):
-            return None
-        if run_at > timezone.now():
-            return State.SCHEDULED
-        return State.RESCUED if self.losses else State.READY
-
-    def _stored_run_at(self) -> datetime | None:
-        """Return ``run_at`` as Django stores what it was set to; None if the database has to say.
-
-        Raises:
-            ValidationError: it is no time, and no text of one.
-        """
-        value: Any = self.run_at
-        if not isinstance(value, datetime):
-            if value is None or hasattr(value, "resolve_expression"):
-                return None
-            field: Any = self._meta.get_field("run_at")
-            value = field.to_python(value)
-        run_at: datetime = value
-        if timezone.is_aware(run_at) == settings.USE_TZ:
-            return run_at
-        if timezone.is_aware(run_at):
-            return None
-        # Django warns of it, when it does the same.
-        return timezone.make_aware(run_at, timezone.get_default_timezone())
 
     def params(self) -> tuple[Any, dict[str, Any]]:
         """Return the arguments and keyword arguments, decoded."""

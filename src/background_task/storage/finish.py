@@ -65,7 +65,7 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
 def recorded(task: Task) -> CompletedTask | None:
     """Return what is in the history of this run already: the answer to a commit was lost."""
     done = CompletedTask._base_manager.using(task.database)
-    # It has ended after this claim: an earlier one may be that of a copy with the same id.
+    # It has ended after this claim: an earlier one is of a row that was stored anew, or of a copy.
     rows = done.filter(
         result_id=task.result_id, worker_id=task.worker_id, run_at__gte=task.locked_at
     )
@@ -151,7 +151,7 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
     except IntegrityError:
         if not _is_in_history(task):
             raise
-        # A copy that was stored past save(), by SQL or loaddata, carries the original's id.
+        # What is stored anew after its end, or copied past save(), carries the id of another run.
         task.result_id = claimed["result_id"] = uuid7()
         task.held().update(result_id=task.result_id)
         return outlast(connections[task.database], act, anew)
