@@ -458,16 +458,21 @@ def test_who_has_replaced_a_step_wants_each_row_by_itself(
     assert acknowledge.is_watched()
 
 
+@pytest.mark.parametrize("is_another_gone", [False, True])
 def test_a_copy_with_the_id_of_a_finished_row_is_left_to_be_recorded_by_itself(
-    engine: Engine,
+    engine: Engine, is_another_gone: bool
 ) -> None:
-    rows(2)
-    first, second = mark(engine)
-    finish.succeed(row_of(first))
+    first, gone, copy = rows(3)
+    Task.objects.filter(pk=copy.pk).update(epoch=7)  # what has another epoch is recorded later
+    claims = {each.pk: each for each in mark(engine)}
+    finish.succeed(row_of(claims[first.pk]))
     done = CompletedTask.objects.get()
-    Task.objects.filter(pk=second.pk).update(result_id=done.result_id)
-    assert acknowledged(engine, second) == set()
-    assert finish.succeed(row_of(second)) is not None
+    Task.objects.filter(pk=copy.pk).update(result_id=done.result_id)
+    claims[copy.pk] = claims[copy.pk]._replace(result_id=done.result_id)
+    Task.objects.filter(pk=gone.pk).delete()
+    others = [claims[gone.pk]] if is_another_gone else []
+    assert acknowledged(engine, *others, claims[copy.pk]) == set()
+    assert finish.succeed(row_of(claims[copy.pk])) is not None
     assert len(set(CompletedTask.objects.values_list("result_id", flat=True))) == 2
 
 

@@ -89,10 +89,11 @@ def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
         try:
             outlast(engine.connection, "record successes", verb)
         except NotAllError:
-            recorded = _recorded(engine, ended, by)
             which, parameters = _ours(left, by, Owned.MARKED)
             rows = engine.fetch(f"SELECT id FROM background_task WHERE {which}", parameters)
             ours = {key for (key,) in rows}
+            # What is in the history of a row that is still here is another run with its id.
+            recorded = _recorded(engine, ended, by) - ours
             left = [each for each in left if each.claim.pk in ours]
         except IntegrityError:  # a copy with the id of another row, or a key that protects a row
             break
