@@ -1,0 +1,246 @@
+"""A row that is copied, moved, or stored anew after its end."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.core import serializers
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet, signals
+from django.test import override_settings
+from rows import FUTURE, PAST, stored
+
+from background_task import background
+from background_task.models import CompletedTask, Task
+from background_task.policies import cancellation
+from background_task.states import State
+from background_task.tasks import tasks
+
+pytestmark = pytest.mark.django_db
+
+
+def by_key(row: Any) -> Any:
+    row.pk = None
+    row.save()
+    return row
+
+
+def by_key_as_new(row: Any) -> Any:
+    row._state.adding = True
+    return by_key(row)
+
+
+def by_columns(row: Any) -> Any:
+    columns = [field.attname for field in row._meta.concrete_fields if not field.primary_key]
+    return type(row).objects.create(**{name: getattr(row, name) for name in columns})
+
+
+@pytest.mark.parametrize("copy", [by_key, by_key_as_new, by_columns])
+@pytest.mark.parametrize("model", [Task, CompletedTask])
+def test_a_copy_of_a_row_is_a_row_of_its_own(model: Any, copy: Any) -> None:
+    row = stored(repeat=60)
+    row.identify(unique_key="a chain")
+    row.save()
+    if model is CompletedTask:
+        row = row.create_completed_task()
+    before = (row.pk, row.result_id)
+    again = copy(model.objects.get(pk=row.pk))
+    assert model.objects.count() == 2
+    assert again.pk != before[0]
+    assert again.result_id not in (None, before[1])
+
+
+def test_a_task_can_be_queued_again_from_all_columns_of_its_history() -> None:
+    ran = []
+    background("again")(lambda: ran.append(1))()
+    assert tasks.run_next_task()
+    Task.objects.create(
+        **{
+            field.attname: getattr(CompletedTask.objects.get(), field.attname)
+            for field in CompletedTask._meta.concrete_fields
+            if not field.primary_key and field.attname not in ("locked_by", "locked_at", "run_at")
+        },
+        run_at=PAST,
+    )
+    assert tasks.run_next_task()
+    assert (len(ran), CompletedTask.objects.count()) == (2, 2)
+
+
+@pytest.mark.parametrize("copy", [by_key, by_key_as_new])
+def test_a_copy_of_a_row_that_is_locked_is_not(copy: Any) -> None:
+    row = stored()
+    assert row.lock("a worker") is not None
+    again = copy(Task.objects.get())
+    again.refresh_from_db()
+    assert (again.locked_by, again.locked_at, again.state) == (None, None, State.READY)
+    assert Task.objects.find_available().get() == again
+    assert Task.objects.get(pk=row.pk).locked_by == "a worker"
+
+
+def test_a_copy_of_a_row_that_was_to_be_cancelled_is_not() -> None:
+    row = by_key(stored(options=cancellation.marked(None)))
+    row.refresh_from_db()
+    assert (row.options, row.state) == (None, State.READY)
+
+
+def test_a_row_that_is_made_with_the_key_of_another_takes_its_place() -> None:
+    row = stored(unique_key="a chain").lock("a worker")
+    assert row is not None
+    Task(pk=row.pk, task_name="another", task_params="[[], {}]", run_at=PAST).save()
+    found = Task.objects.get()
+    assert found.result_id not in (None, row.result_id)
+    assert (found.unique_key, found.locked_by, found.epoch) == (None, None, None)
+    assert not row.hold()
+
+
+def test_a_fixture_is_stored_as_it_is() -> None:
+    row = stored(unique_key="a chain")
+    fixture = serializers.serialize("json", [row])
+    Task.objects.update(result_id=uuid4(), unique_key="another", losses=2)
+    for is_there in (True, False):
+        for each in serializers.deserialize("json", fixture):
+            each.save()
+        found = Task.objects.get()
+        assert (found.result_id, found.unique_key) == (row.result_id, "a chain")
+        assert found.losses is None
+        if is_there:
+            found.delete()
+
+
+@pytest.mark.parametrize("columns", [["priority"], ["priority", "locked_by", "result_id", "epoch"]])
+def test_a_row_that_is_updated_in_bulk_is_no_copy(columns: list[str], vendor: str) -> None:
+    row = stored(unique_key="a chain").lock("a worker")
+    assert row is not None
+    row.priority = 7
+    unique = {} if vendor == "mysql" else {"unique_fields": ["id"]}
+    Task.objects.bulk_create([row], update_conflicts=True, update_fields=columns, **unique)
+    Task.objects.bulk_create([row], ignore_conflicts=True)
+    row.save()
+    found = Task.objects.get()
+    names = "priority", "result_id", "unique_key", "locked_by", "epoch"
+    assert [getattr(found, name) for name in names] == [getattr(row, name) for name in names]
+    assert (found.priority, found.unique_key, found.epoch) == (7, "a chain", 1)
+    assert row.hold()
+
+
+def test_whoever_gives_keys_to_rows_gives_them_no_other_identity() -> None:
+    keys = count(1000)
+
+    def give(instance: Any, **kwargs: Any) -> None:
+        instance.pk = instance.pk or next(keys)
+
+    for model in (Task, CompletedTask):
+        signals.pre_save.connect(give, sender=model)
+    try:
+        row = background("numbered")(lambda: None)()
+        assert Task.objects.get().result_id == row.result_id
+        following = Task.objects.new_task("following", run_at=FUTURE)
+        following.identify(unique_key="a chain")
+        following.save()
+        assert Task.objects.get(pk=following.pk).unique_key == "a chain"
+        assert tasks.run_next_task()
+        assert CompletedTask.objects.filter(result_id=row.result_id).exists()
+    finally:
+        for model in (Task, CompletedTask):
+            signals.pre_save.disconnect(give, sender=model)
+
+
+class Replicated:
+    """A router of a project that reads from replicas."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+def test_a_row_that_was_read_from_a_replica_is_stored_anew_without_its_lock() -> None:
+    assert stored().lock("a worker") is not None
+    seen = Task.objects.get()
+    Task.objects.all().delete()
+    seen._state.db = "a replica"
+    with override_settings(DATABASE_ROUTERS=[Replicated()]):
+        seen.save()
+    assert Task.objects.get().locked_by is None
+
+
+def again_by_force(row: Task) -> None:
+    row.save(force_insert=True)
+
+
+def anew_in_vain(row: Task) -> None:
+    with transaction.atomic():
+        Task.objects.filter(pk=row.pk).delete()
+        row.save()
+        raise IntegrityError("undone")
+
+
+def by_another_key_in_vain(row: Task) -> None:
+    row.pk += 1000
+    try:
+        row.save()
+    finally:
+        row.pk -= 1000
+
+
+@pytest.mark.parametrize("insert", [again_by_force, anew_in_vain, by_another_key_in_vain])
+@pytest.mark.parametrize("is_locked", [False, True])
+@pytest.mark.django_db(transaction=True)
+def test_what_could_not_be_inserted_changes_no_row(insert: Any, is_locked: bool) -> None:
+    row = stored(unique_key="a chain", options=cancellation.marked(None))
+    held = row.lock("a worker") if is_locked else None
+    seen = Task.objects.get()
+    before = Task.objects.values().get()
+    with pytest.raises(IntegrityError):
+        insert(seen)
+    seen.priority = 7
+    seen.save()
+    assert Task.objects.values().get() == before | {"priority": 7}
+    assert held is None or held.hold()
+
+
+def test_a_row_that_moves_to_another_database_keeps_its_identity() -> None:
+    row = stored()
+    seen = Task.objects.get()
+    row.delete()
+    seen._state.db = "another"
+    seen.save(using="default")
+    assert Task.objects.get().result_id == row.result_id
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_copy_that_was_stored_past_save_runs_once_and_is_recorded(atomic: bool) -> None:
+    background("again", atomic=atomic)(lambda: User.objects.create(username=uuid4().hex) and None)()
+    copy = Task.objects.get()
+    copy.pk = None
+    assert tasks.run_next_task()
+    QuerySet(Task).bulk_create([copy])
+    assert tasks.run_next_task()
+    assert not tasks.run_next_task()
+    assert (User.objects.count(), CompletedTask.objects.count()) == (2, 2)
+    assert set(CompletedTask.objects.values_list("state", flat=True)) == {State.SUCCESSFUL}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_row_that_has_ended_and_is_stored_anew_runs_again(atomic: bool, is_taken: bool) -> None:
+    seen: list[Task] = []
+
+    def body() -> None:
+        User.objects.create(username=uuid4().hex)
+        seen.append(Task.objects.get())
+
+    row = background("again", atomic=atomic)(body)()
+    assert tasks.run_next_task()
+    again = seen.pop() if is_taken else row
+    again.priority = 7
+    again.save()
+    again.refresh_from_db()
+    assert (again.locked_by, again.locked_at, again.state) == (None, None, State.READY)
+    assert tasks.run_next_task()
+    assert (User.objects.count(), CompletedTask.objects.count()) == (2, 2)
+    assert CompletedTask.objects.succeeded().filter(priority=7).exists()
