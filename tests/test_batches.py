@@ -397,6 +397,7 @@ def test_a_success_by_itself_is_found_again_when_the_answer_was_lost(engine: Eng
     row = row_of(claimed)
     assert acknowledged(engine, claimed) == {claimed.pk}
     assert finish.succeed(row) is None
+    CompletedTask.objects.update(run_at=timezone.now() - timedelta(hours=1))  # by its clock
     completed = finish.recorded(row)
     assert completed is not None
     assert completed.result_id == row.result_id

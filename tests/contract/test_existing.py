@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 from support import wait_until, waits_for_a_lock
 
@@ -242,6 +243,47 @@ def test_who_deletes_rows_that_others_write_waits_for_his_turn(proxy: Any, vendo
         assert Task.objects.all().delete()[0] == 3
     others[0].join()
     assert not Task.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_a_worker_takes_meanwhile_is_not_deleted_as_waiting(proxy: Any, count: int) -> None:
+    rows = [proxy() for _ in range(count)]
+    taken: list[Task | None] = []
+    others: list[threading.Thread] = []
+
+    def take() -> None:
+        taken.append(rows[-1].lock("a worker"))
+        connection.close()
+
+    def let_another_take(**kwargs: Any) -> None:  # what is to be deleted was read
+        if not others:
+            others.append(threading.Thread(target=take))
+            others[0].start()
+            others[0].join(1)  # it has it, or waits for us
+
+    pre_delete.connect(let_another_take, sender=Task)
+    try:
+        Task.objects.filter(locked_at__isnull=True).delete()
+    finally:
+        pre_delete.disconnect(let_another_take, sender=Task)
+    others[0].join()
+    (run,) = taken
+    assert run is None or run.hold()
+
+
+def test_what_was_deleted_is_not_remembered(proxy: Any) -> None:
+    proxy()
+    rows = Task.objects.select_for_update()
+    with transaction.atomic():
+        assert len(rows) == 1
+        assert rows.delete()[0] == 1
+        assert len(rows) == 0
+
+
+def test_what_was_to_be_locked_as_this_database_cannot_is_deleted(proxy: Any) -> None:
+    proxy()
+    assert Task.objects.select_for_update(no_key=True).delete()[0] == 1
 
 
 @pytest.mark.django_db(transaction=True)

@@ -18,6 +18,7 @@ from background_task import background
 from background_task.models import CompletedTask, Task
 from background_task.policies import cancellation
 from background_task.states import State
+from background_task.storage import finish
 from background_task.tasks import tasks
 
 pytestmark = pytest.mark.django_db
@@ -70,7 +71,14 @@ def test_a_task_can_be_queued_again_from_all_columns_of_its_history() -> None:
     assert (len(ran), CompletedTask.objects.count()) == (2, 2)
 
 
-@pytest.mark.parametrize("copy", [by_key, by_key_as_new])
+def by_another_key(row: Any) -> Any:
+    row.pk += 1000
+    row._state.adding = True
+    row.save(force_insert=True)
+    return row
+
+
+@pytest.mark.parametrize("copy", [by_key, by_key_as_new, by_another_key])
 def test_a_copy_of_a_row_that_is_locked_is_not(copy: Any) -> None:
     row = stored()
     assert row.lock("a worker") is not None
@@ -85,6 +93,42 @@ def test_a_copy_of_a_row_that_was_to_be_cancelled_is_not() -> None:
     row = by_key(stored(options=cancellation.marked(None)))
     row.refresh_from_db()
     assert (row.options, row.state) == (None, State.READY)
+
+
+@pytest.mark.parametrize("copy", [by_key, by_key_as_new])
+@pytest.mark.django_db(transaction=True)
+def test_a_copy_that_was_made_in_a_transaction_stays_locked_when_it_is_stored_again(
+    copy: Any,
+) -> None:
+    stored()
+    with transaction.atomic():
+        row = copy(Task.objects.get())
+    run = Task.objects.get(pk=row.pk).lock("a worker")
+    row.priority = 7
+    row.save()
+    assert run is not None
+    assert run.hold()
+    assert Task.objects.get(pk=row.pk).priority == 7
+
+
+def test_a_receiver_that_stores_a_new_row_again_does_not_unlock_it() -> None:
+    runs: list[Task | None] = []
+
+    def store_again(instance: Task, created: bool, **kwargs: Any) -> None:
+        if created:
+            runs.append(Task.objects.get().lock("a worker"))
+            instance.verbose_name = "named"
+            instance.save()
+
+    signals.post_save.connect(store_again, sender=Task)
+    try:
+        Task.objects.new_task("any").save()
+    finally:
+        signals.post_save.disconnect(store_again, sender=Task)
+    (run,) = runs
+    assert run is not None
+    assert run.hold()
+    assert Task.objects.get().verbose_name == "named"
 
 
 def test_a_row_that_is_made_with_the_key_of_another_takes_its_place() -> None:
@@ -157,13 +201,30 @@ class Replicated:
 
 
 def test_a_row_that_was_read_from_a_replica_is_stored_anew_without_its_lock() -> None:
-    assert stored().lock("a worker") is not None
+    run = stored().lock("a worker")
     seen = Task.objects.get()
-    Task.objects.all().delete()
+    assert run is not None
+    assert finish.succeed(run) is not None
     seen._state.db = "a replica"
     with override_settings(DATABASE_ROUTERS=[Replicated()]):
         seen.save()
     assert Task.objects.get().locked_by is None
+
+
+@pytest.mark.parametrize("is_at_once", [False, True])
+@pytest.mark.django_db(transaction=True)
+def test_a_row_that_is_deleted_as_it_runs_and_stored_again_goes_on_running(
+    is_at_once: bool,
+) -> None:
+    run = stored().lock("a worker")
+    seen = Task.objects.get()
+    with transaction.atomic() if is_at_once else nullcontext():
+        Task.objects.all().delete()
+        seen.save()
+    assert not tasks.run_next_task()
+    assert run is not None
+    assert finish.succeed(run) is not None
+    assert not Task.objects.exists()
 
 
 def again_by_force(row: Task) -> None:
@@ -241,6 +302,26 @@ def test_a_row_that_has_ended_and_is_stored_anew_runs_again(atomic: bool, is_tak
     again.save()
     again.refresh_from_db()
     assert (again.locked_by, again.locked_at, again.state) == (None, None, State.READY)
+    assert again.result_id != CompletedTask.objects.get().result_id
     assert tasks.run_next_task()
     assert (User.objects.count(), CompletedTask.objects.count()) == (2, 2)
     assert CompletedTask.objects.succeeded().filter(priority=7).exists()
+
+
+def by_save(row: Task) -> None:
+    row.save()
+
+
+def in_bulk(row: Task) -> None:
+    Task.objects.bulk_create([row])
+
+
+@pytest.mark.parametrize("store", [by_save, in_bulk])
+def test_a_row_that_has_ended_and_is_stored_anew_can_be_cancelled(store: Any) -> None:
+    row = background("again")(lambda: None)()
+    assert tasks.run_next_task()
+    store(row)
+    assert Task.objects.get().cancel()
+    assert not Task.objects.exists()
+    states = CompletedTask.objects.order_by("pk").values_list("state", flat=True)
+    assert list(states) == [State.SUCCESSFUL, State.CANCELLED]

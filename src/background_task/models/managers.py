@@ -70,10 +70,12 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         if self.query.is_sliced or self.query.combinator:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
-        if not connections[rows.db].features.has_select_for_update:
-            return super().delete()  # a transaction that began by reading could not wait to write
         with transaction.atomic(using=rows.db):
-            return super(TaskQuerySet, rows.in_order()).delete()
+            # Django may read the rows first, which are then those that it deletes.
+            vendors.begin_write(rows.db, self.model._meta.db_table)
+            deleted = super(TaskQuerySet, rows.in_order()).delete()
+        self._result_cache = None
+        return deleted
 
     # As Django's own: no method of managers, since it would delete everything.
     delete.alters_data = True  # type: ignore[attr-defined]
@@ -87,9 +89,9 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         """
         if not connections[self.db].features.has_select_for_update:
             return self
-        keys = sorted(self.order_by().values_list("pk", flat=True))
-        if len(keys) == 1:
-            return self.filter(pk=keys[0])
+        wanted = self.order_by()
+        wanted.query.select_for_update = False
+        keys = sorted(wanted.values_list("pk", flat=True))
         rows = TaskQuerySet(self.model, using=self.db).order_by("pk").select_for_update()
         for start in range(0, len(keys), MOST_KEYS):
             some = rows.filter(pk__in=keys[start : start + MOST_KEYS])

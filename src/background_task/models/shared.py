@@ -12,6 +12,8 @@ from django.db import connections, router
 from django.db.models import Case, F, Q, Value, When
 from django.utils import timezone
 
+from background_task._compat import uuid7
+from background_task.models.completed_tasks import CompletedTask
 from background_task.models.managers import LOSS
 from background_task.models.rows import Row
 from background_task.policies import cancellation
@@ -69,6 +71,11 @@ class SharedRow(Row):
         abstract = True
 
     @property
+    def _is_new(self) -> bool:
+        """Whether it is stored as a row of its own, wherever its columns come from."""
+        return self._state.adding or self.pk is None
+
+    @property
     def database(self) -> str:
         """The alias of the database that the row is written to, wherever it was read from."""
         if self._state.db in named_databases:
@@ -77,15 +84,29 @@ class SharedRow(Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row, but for the columns of others that are as they were when it was loaded."""
-        fields = named(args, kwargs)
-        is_new, self._is_stored_whole = self._state.adding, fields is None
+        self._is_stored_whole = named(args, kwargs) is None
         super().save(*args, **kwargs)
-        if is_new or not connections[self._state.db or self.database].in_atomic_block:
-            self.remember(fields)
+
+    def _save_table(
+        self,
+        raw: bool = False,
+        cls: Any = None,
+        force_insert: Any = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Collection[str] | None = None,
+    ) -> Any:
+        parent: Any = super()  # the stubs lack it
+        is_new = self._is_new
+        is_updated = parent._save_table(raw, cls, force_insert, force_update, using, update_fields)
+        # Before receivers of post_save, who may take their time, and then store the row again.
+        if is_new or not connections[using or self.database].in_atomic_block:
+            self.remember(update_fields)
         else:  # what is stored may be rolled back, so that nobody knows what there is
             self._known = {
                 k: v for k, v in self._known.items() if k == "id" or self._is_as_known(k)
             }
+        return is_updated
 
     @classmethod
     def from_db(cls, *args: Any, **kwargs: Any) -> Self:
@@ -131,17 +152,29 @@ class SharedRow(Row):
     ) -> Any:
         parent: Any = super()  # the stubs lack it
         arguments = (manager, using, fields, returning_fields, raw)
-        is_new = self._state.adding or self.pk is None
-        if raw or is_new or using not in (self._state.db, self.database):
+        if raw or self._is_new or using != self.database or not self.is_in_history():
             return parent._do_insert(*arguments)
+        # Its run has ended, so it gets another. What was deleted may still run.
         before = dict(self.__dict__)
         try:
-            self.forget_the_run()  # the row is gone, and whoever ran it has ended
+            self.forget_the_run()
+            self.be_another_run()
             self.prepare()
             return parent._do_insert(*arguments)
         except BaseException:
             self.__dict__.update(before)
             raise
+
+    def is_in_history(self) -> bool:
+        """Tell whether the history has a row of the same public id."""
+        result_id = self.__dict__.get("result_id")  # where it was not loaded, the row may be gone
+        done = CompletedTask._base_manager.using(self.database).filter(result_id=result_id)
+        return result_id is not None and done.exists()
+
+    def be_another_run(self) -> None:
+        """Take another public id, which counts as known."""
+        self.result_id = uuid7()
+        self._known = {**self._known, "result_id": self.result_id}
 
     def forget_the_run(self) -> None:
         """Take off a lock, and a wish to cancel, that are those of another row than is inserted.
@@ -158,7 +191,7 @@ class SharedRow(Row):
 
     def prepare(self) -> None:
         """Set what follows from the other columns; ``bulk_create`` does not call ``save()``."""
-        if self.pk is None:
+        if self._is_new and self._known:
             self.forget_the_run()
         now = timezone.now()
         self._begin(enqueued_at=now, started_at=None, unique_key=None, epoch=None, losses=None)

@@ -311,6 +311,8 @@ class Task(SharedRow):
             # It reads what is there now, and not what the transaction began with.
             if rows.unlocked(vendors.now(using)).select_for_update().first() is not None:
                 row.locked_by = None  # by a worker that is gone
+                if row.is_in_history():  # stored past save(), with the id of one that has ended
+                    row.be_another_run()
                 was_taken = cancellation.is_marked(row.options)
                 row.end_cancelled(GIVEN_UP if was_taken else "It was cancelled while it waited.")
                 return True

@@ -10,7 +10,6 @@ from django.db import IntegrityError, connections, models, transaction
 from django.db.models import Case, F, Value, When
 
 from background_task import vendors
-from background_task._compat import uuid7
 from background_task.models import CompletedTask, Task
 from background_task.policies import cancellation
 from background_task.settings import app_settings
@@ -65,11 +64,13 @@ def succeed(task: Task, return_value: str | None = None) -> CompletedTask | None
 def recorded(task: Task) -> CompletedTask | None:
     """Return what is in the history of this run already: the answer to a commit was lost."""
     done = CompletedTask._base_manager.using(task.database)
-    # It has ended after this claim: an earlier one is of a row that was stored anew, or of a copy.
-    rows = done.filter(
-        result_id=task.result_id, worker_id=task.worker_id, run_at__gte=task.locked_at
-    )
-    return outlast(connections[task.database], "look for a success", rows.first)
+    rows = done.filter(result_id=task.result_id, worker_id=task.worker_id)
+
+    def look() -> CompletedTask | None:
+        # What is there of a row that is still ours is another run with its id.
+        return None if task.held().exists() else rows.first()
+
+    return outlast(connections[task.database], "look for a success", look)
 
 
 def fail(
@@ -149,17 +150,13 @@ def _unless_undone(task: Task, act: str, verb: Callable[[], Result]) -> Result:
     try:
         return outlast(connections[task.database], act, anew)
     except IntegrityError:
-        if not _is_in_history(task):
+        if connections[task.database].needs_rollback or not task.is_in_history():
             raise
-        # What is stored anew after its end, or copied past save(), carries the id of another run.
-        task.result_id = claimed["result_id"] = uuid7()
+        # What was stored past save(), by bulk_create or SQL, carries the id of one that has ended.
+        task.be_another_run()
+        claimed["result_id"] = task.result_id
         task.held().update(result_id=task.result_id)
         return outlast(connections[task.database], act, anew)
-
-
-def _is_in_history(task: Task) -> bool:
-    known = CompletedTask.objects.using(task.database).filter(result_id=task.result_id)
-    return not connections[task.database].needs_rollback and known.exists()
 
 
 def as_claimed(task: Task) -> dict[str, Any]:
