@@ -174,11 +174,6 @@ class SignalManager:
         """Tell whether the process was asked to stop at once."""
         return cls._active is not None and cls._active.force_now
 
-    @classmethod
-    def forced_code(cls) -> int | None:
-        """Return the exit code of a process that was asked to stop at once; None if it was not."""
-        return exit_code(cls._active.signum) if cls._active and cls._active.force_now else None
-
     def speed_up(self, signum: int | None, frame: FrameType | None) -> None:
         """Take the next task without a pause."""
         self.time_to_wait = TTW_FAST

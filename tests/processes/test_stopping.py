@@ -168,7 +168,7 @@ def test_a_second_signal_ends_a_worker_that_waits_for_a_thread(
     while child.process.poll() is None:  # one that comes at the wrong moment is not heard at once
         child.send(signal.SIGTERM)
         time.sleep(0.1)
-    assert child.wait() == 128 + signal.SIGTERM
+    assert child.wait() == 0, "nothing that ran was cut off"
 
 
 def test_a_thread_that_a_task_has_left_behind_may_finish_soon(worker: Callable[..., Child]) -> None:

@@ -193,7 +193,7 @@ def test_what_a_process_ran_that_is_killed_while_all_stop_is_freed(
     wait_until(lambda: "Stopping when" in child.text())
     for each in numbers():
         os.kill(each, signal.SIGKILL)
-    assert child.wait() == 0
+    assert child.wait() == 128 + signal.SIGTERM
     assert "was ended by SIGKILL" in child.text()
     assert list(Task.objects.values_list("locked_by", "losses")) == [(None, 1)] * 2
 
@@ -233,6 +233,23 @@ def test_it_is_a_success_if_nothing_ran_when_patience_was_over(
 ) -> None:
     child = supervisor("--shutdown-timeout", patience)
     wait_until(all_are_there)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
+
+
+def test_it_is_a_success_if_nothing_had_begun_when_a_second_signal_came(
+    supervisor: Callable[..., Child], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "if '--multiprocessing-fork' in sys.orig_argv:\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.started').touch()\n"
+        "    time.sleep(600)\n"
+    )
+    child = supervisor(TEST_PATH=str(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("*.started"))) == 2)
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when" in child.text())
     child.send(signal.SIGTERM)
     assert child.wait() == 0, child.text()
 

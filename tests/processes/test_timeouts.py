@@ -120,11 +120,27 @@ def test_what_has_ended_beside_one_that_does_not_give_way_is_recorded(
     os.killpg(child.process.pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def looking_slowly(tmp_path: Path) -> dict[str, str]:
+    """What lets a worker look for tasks most of the time, while a pool of threads runs them."""
+    app = tmp_path / "slow"
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "models.py").write_text(
+        "import time\n"
+        "from background_task.tasks import Tasks\n"
+        "look = Tasks.run_next_task\n"
+        "Tasks.run_next_task = lambda *args: [time.sleep(0.5), look(*args)][1]\n"
+    )
+    return {"TEST_APPS": "slow", "TEST_PATH": str(tmp_path), "TEST_RUN_ASYNC": "1"}
+
+
+@pytest.mark.parametrize("looks_slowly", [False, True])
 def test_a_worker_that_starts_anew_keeps_to_what_is_left_of_its_limits(
-    worker: Callable[..., Child],
+    worker: Callable[..., Child], looking_slowly: dict[str, str], looks_slowly: bool
 ) -> None:
     enqueue("overstay", "long", "stubborn")
-    child = worker("--max-tasks", "2")
+    child = worker("--max-tasks", "2", **looking_slowly if looks_slowly else {})
     failed()
     enqueue("note", "the last one")
     enqueue("note", "too many")
@@ -161,6 +177,21 @@ def test_a_worker_that_is_through_does_not_start_anew(
     enqueue("note", "too many")
     assert child.wait() == 0, child.text()
     assert not noted("too many")()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_that_stops_tells_of_what_was_cut_off_with_one_that_does_not_give_way(
+    worker: Callable[..., Child], processes: int
+) -> None:
+    for number in range(processes):
+        enqueue("slow_async", str(number), 600)
+        enqueue("overstay", "long", "stubborn")
+    child = worker("--processes", str(processes), "--concurrency", "1")
+    wait_until(lambda: Task.objects.exclude(locked_by=None).count() == 2 * processes)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
+    rows = Task.objects.order_by("attempts").values_list("attempts", "locked_by", "losses")
+    assert list(rows) == [(0, None, None)] * processes + [(1, None, None)] * processes
 
 
 def test_those_that_keep_to_the_limit_do_not_notice_it(worker: Callable[..., Child]) -> None:

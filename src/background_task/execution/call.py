@@ -49,15 +49,16 @@ def call(
         TaskTimeoutError, TaskCancelledError: it was ended for another reason.
         BaseException: whatever the function raises.
     """
-    process = os.getpid()
+    process, place = os.getpid(), here()
+    before, place.is_busy = place.is_busy, True
     try:
         if is_async(function):
             return _call_async(function, args, kwargs, run, timeout)
-        place = here()
         limit = _limited(FunctionBody(place, run), run, timeout)
         with place.occupied(run, _give_up), limit, interruptible():
             return function(*args, **kwargs)
     finally:
+        place.is_busy = before
         leave_if_forked(process)
 
 

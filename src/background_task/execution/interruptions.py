@@ -58,11 +58,13 @@ class Place:
     ``token`` is what runs there: something with the ``pk`` of a row; None between two bodies.
     Whoever runs a body sets it before, and calls :meth:`clear` after; what ``clear`` raises has
     come a moment late. ``give_up`` is what records the end of a body that does not come to it.
+    ``is_busy`` tells whether a task is called here, if only to wait for a coroutine.
     """
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.token: Any = None
+        self.is_busy = False
         self.give_up: Callable[[Any, BaseException], None] = _nothing
         self._lock = threading.Lock()
         self._wanted: tuple[Any, BaseException] | None = None

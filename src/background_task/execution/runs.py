@@ -148,6 +148,8 @@ class Runs:
         self._left: dict[str, Kept] = defaultdict(dict)
         self._stuck: dict[str, set[Lock]] = defaultdict(set)
         self._renewed: dict[str, datetime] = {}
+        # Whether something that ran was handed back, since the process was not to wait for it.
+        self.were_cut_off = False
 
     def begin(self, task: Task | None) -> Run:
         """Count ``task``, which is locked, as running; calling it again changes nothing."""
@@ -234,8 +236,10 @@ class Runs:
                     names,
                     reason(error),
                 )
+                self.were_cut_off |= level >= logging.WARNING
             else:
                 self._forget(engine.using, some)
+                self.were_cut_off |= level >= logging.WARNING and bool(ours)
                 for lock in some:
                     if lock.pk in ours:
                         say = CUT_OFF if lock in never_again else HANDED_BACK

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 STOP, FORCE, FAST, SLOW = "stop", "force", "fast", "slow"
 # The exit codes that it knows, beside that of a process which wants to be replaced.
 DONE, CANNOT_START = 0, 1
+# Above this it was told to end at once, and has handed something back.
+CUT_OFF = 128
 # How long a signal may take to be heard, in seconds.
 PATIENCE = 1.0
 
@@ -151,7 +153,6 @@ def _stop(signals: ChildSignals, *, by_force: bool) -> None:
             signal_main_thread(signal.SIGTERM)
             time.sleep(0.05)
         elif by_force:  # a task has seen to it that signals are not heard
-            hand_back()
-            leave(exit_code(signal.SIGTERM))
+            leave(exit_code(signal.SIGTERM) if hand_back() else DONE)
         else:
             signals.exit_gracefully(signal.SIGTERM, None)

@@ -18,7 +18,7 @@ from background_task import logs, vendors
 from background_task.discovery import autodiscover
 from background_task.exceptions import ArgumentValueError, BackgroundTaskError
 from background_task.execution.connections import go_back_to_pools, keep_out_of_pools
-from background_task.execution.interruptions import limits
+from background_task.execution.interruptions import here, limits
 from background_task.execution.runs import runs
 from background_task.models import Task, Worker
 from background_task.models.shared import named_databases
@@ -36,6 +36,7 @@ from background_task.utils import (
     TTW_FAST,
     ForcedStop,
     SignalManager,
+    exit_code,
     hold_off_signals,
     leave,
     say,
@@ -194,11 +195,12 @@ class Process:
         self._gives_way = True
         taking.close()
         let_go()
-        hand_back()
+        was_cut_off = hand_back()
         if self._heart is not None:
             self._heart.stop()
+        # Nobody is to take its place:
         if self._signals.kill_now or (self._supervisor is None and self._is_through):
-            leave(0)  # nobody is to take its place
+            leave(exit_code(getattr(self._signals, "signum", None)) if was_cut_off else 0)
         if self._replace is not None:
             self._replace()
 
@@ -355,14 +357,19 @@ class Process:
                 return False
             self._next_claim = 0.0
             return self._functions.run_some(only_one=self._signals.time_to_wait is not TTW_FAST)
-        for queue in self._options.queues.order or (EVERY,):
-            with self._budget.grant(1) as grant:
-                # Before: one that ends with this process has begun, too.
-                grant.taken = grant.most
-                if grant.most and self._tasks.run_next_task(None if queue == EVERY else queue):
-                    return True
-                grant.taken = 0
-        return False
+        queues = self._options.queues.order or (EVERY,)
+        return any(self._run_one(None if queue == EVERY else queue) for queue in queues)
+
+    def _run_one(self, queue: str | None) -> bool:
+        """Take and run one as the predecessor does; tells whether there was one."""
+        place = here()
+        is_busy = place.is_busy  # with the task that has called this worker
+        with self._budget.grant(1) as grant:
+            # One that does not come back, since this process ends with it, has begun, too.
+            grant.begun = lambda: grant.taken or int(place.is_busy and not is_busy)
+            if grant.most and self._tasks.run_next_task(queue):
+                grant.taken = 1
+        return grant.taken > 0
 
     def _is_told(self) -> bool:
         """Tell whether somebody sees to it that this thread is woken when there is work."""

@@ -41,9 +41,9 @@ def leave_soon(signals: SignalManager) -> None:
     leave(exit_code(signals.signum))
 
 
-def hand_back() -> None:
-    """Give up what runs, without waiting for the database for long."""
-    _do_for_a_while(runs.hand_back)
+def hand_back() -> bool:
+    """Give up what runs, without waiting for the database for long; tell whether something ran."""
+    return not _do_for_a_while(runs.hand_back) or runs.were_cut_off
 
 
 def let_go() -> None:
@@ -51,7 +51,8 @@ def let_go() -> None:
     _do_for_a_while(runs.let_go)
 
 
-def _do_for_a_while(what: Callable[[], None]) -> None:
+def _do_for_a_while(what: Callable[[], None]) -> bool:
+    """Tell whether it has been done."""
     doing = threading.Thread(target=what, daemon=True)
     try:
         doing.start()
@@ -60,6 +61,7 @@ def _do_for_a_while(what: Callable[[], None]) -> None:
             what()
     else:
         doing.join(GRACE)
+    return not doing.is_alive()
 
 
 def leave_now(code: int) -> NoReturn:
@@ -97,9 +99,8 @@ def _end_the_exit(has_begun: threading.Event, code: int, longest: float) -> None
         text = "Threads keep this process, whose work is done; it ends without them in %g s: %s"
         logger.warning(text, longest - SHORT_EXIT, names)
     while others := _others():
-        if (forced := SignalManager.forced_code()) is not None:
-            leave(forced)
-        if (left := until - time.monotonic()) <= 0:
+        left = until - time.monotonic()
+        if left <= 0 or SignalManager.is_forced():
             leave(code)
         others[0].join(min(left, BETWEEN_LOOKS))
 

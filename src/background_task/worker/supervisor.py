@@ -206,7 +206,7 @@ class Supervisor:
 
         Raises:
             BackgroundTaskError: the processes cannot start; they have said why.
-            ForcedStop: a second request to stop has cut off what ran.
+            ForcedStop: something that ran was cut off, and is to run again.
         """
         if taking.is_alone(self._tasks, self._using):
             raise ArgumentValueError(
@@ -291,8 +291,10 @@ class Supervisor:
             seat.is_done = True
         elif code in (child.DONE, REPLACE):
             return
-        elif self._is_forcing:
+        elif self._is_stopping and code > child.CUT_OFF:
             self._was_cut_off = True
+        elif self._is_forcing:
+            return  # whether something ran there, the rescue tells
         elif self._is_stopping:
             logger.error("Process %d was ended by %s", seat.number, _cause(code))
         else:
@@ -321,6 +323,7 @@ class Supervisor:
                 self._next_rescue = time.monotonic() + AFTER_A_FAILURE
                 return
             if count:
+                self._was_cut_off |= self._is_stopping
                 logger.warning("%d task(s) that %s ran are to run again", count, worker_id)
 
     def _is_over(self) -> bool:
