@@ -227,11 +227,11 @@ def test_a_body_is_not_charged_with_a_transaction_that_could_not_begin(
 ) -> None:
     begin_write, left = vendors.begin_write, [None] * times
 
-    def refuse(alias: str, table: str) -> None:
+    def refuse(alias: str) -> None:
         if left:
             left.pop()
             raise OperationalError("the database is locked")
-        begin_write(alias, table)
+        begin_write(alias)
 
     def body() -> None:
         Note.objects.create(text="written")

@@ -459,9 +459,10 @@ def test_who_has_replaced_a_step_wants_each_row_by_itself(
     assert acknowledge.is_watched()
 
 
+@pytest.mark.parametrize("is_at_its_end", [False, True])
 @pytest.mark.parametrize("is_another_gone", [False, True])
 def test_a_copy_with_the_id_of_a_finished_row_is_left_to_be_recorded_by_itself(
-    engine: Engine, is_another_gone: bool
+    engine: Engine, is_another_gone: bool, is_at_its_end: bool
 ) -> None:
     first, gone, copy = rows(3)
     Task.objects.filter(pk=copy.pk).update(epoch=7)  # what has another epoch is recorded later
@@ -471,6 +472,8 @@ def test_a_copy_with_the_id_of_a_finished_row_is_left_to_be_recorded_by_itself(
     Task.objects.filter(pk=copy.pk).update(result_id=done.result_id)
     claims[copy.pk] = claims[copy.pk]._replace(result_id=done.result_id)
     Task.objects.filter(pk=gone.pk).delete()
+    if not is_at_its_end:
+        Task.objects.filter(pk=copy.pk).update(repeat=60)
     others = [claims[gone.pk]] if is_another_gone else []
     assert acknowledged(engine, *others, claims[copy.pk]) == set()
     assert finish.succeed(row_of(claims[copy.pk])) is not None

@@ -151,7 +151,7 @@ class DBTaskRunner:
         elif remove_existing_tasks:
             using = router.db_for_write(Task)
             with transaction.atomic(using=using):
-                vendors.begin_write(using, Task._meta.db_table)
+                vendors.begin_write(using)
                 task = create(remove_existing_tasks)
                 enqueue.insert(using, [task])
         else:
@@ -169,10 +169,8 @@ class DBTaskRunner:
         if action == TaskSchedule.RESCHEDULE_EXISTING:
             state = State.READY if task.run_at <= timezone.now() else State.SCHEDULED
             with transaction.atomic(using=existing.db):
-                existing = existing.in_order()
-                return bool(
-                    existing.update(run_at=task.run_at, priority=task.priority, state=state)
-                )
+                values = {"run_at": task.run_at, "priority": task.priority, "state": state}
+                return sum(rows.update(**values) for rows in existing.in_order()) > 0
         return existing.exists()
 
     def get_task_to_run(self, tasks: Tasks, queue: str | None = None) -> Task | None:

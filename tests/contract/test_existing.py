@@ -11,10 +11,11 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.signals import pre_delete
 from django.utils import timezone
+from project.models import Special
 from support import wait_until, waits_for_a_lock
 
 from background_task import background
-from background_task.models import Task
+from background_task.models import Task, managers
 from background_task.settings import app_settings
 from background_task.tasks import TaskSchedule, tasks
 
@@ -270,6 +271,43 @@ def test_what_a_worker_takes_meanwhile_is_not_deleted_as_waiting(proxy: Any, cou
     others[0].join()
     (run,) = taken
     assert run is None or run.hold()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_stored_meanwhile_is_not_deleted_with_many_others(
+    proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managers, "MOST_KEYS", 2)
+    for _ in range(3):
+        proxy()
+    others: list[threading.Thread] = []
+
+    def store() -> None:
+        proxy("late")
+        connection.close()
+
+    def let_another_store(execute: Any, sql: str, *rest: Any) -> Any:
+        result = execute(sql, *rest)
+        if sql.startswith("SELECT") and not others:  # which keys there are
+            others.append(threading.Thread(target=store))
+            others[0].start()
+            others[0].join(1)  # it is done with, or waits for us
+        return result
+
+    with connection.execute_wrapper(let_another_store):
+        assert Task.objects.all().delete() == (3, {"background_task.Task": 3})
+    others[0].join()
+    assert Task.objects.get().params() == (["late"], {})
+
+
+def test_rows_of_a_model_with_parents_are_deleted_and_cancelled_as_others() -> None:
+    for _ in range(2):
+        Special(task_name="any", task_params="[[], {}]", run_at=timezone.now()).save()
+    row, _ = Special.objects.order_by("pk")
+    count = {"project.Special": 1, "background_task.Task": 1}
+    assert Special.objects.filter(pk=row.pk).delete() == (2, count)
+    assert Special.objects.get().cancel()
+    assert not Task.objects.exists()
 
 
 def test_what_was_deleted_is_not_remembered(proxy: Any) -> None:

@@ -13,6 +13,7 @@ from django.core import serializers
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet, signals
 from django.test import override_settings
+from project.models import Special
 from rows import FUTURE, PAST, stored
 
 from background_task import background
@@ -110,6 +111,31 @@ def test_a_copy_that_was_made_in_a_transaction_stays_locked_when_it_is_stored_ag
     assert run is not None
     assert run.hold()
     assert Task.objects.get(pk=row.pk).priority == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_row_of_a_model_with_parents_that_is_stored_twice_is_not_unlocked() -> None:
+    Special(task_name="any", task_params="[[], {}]", run_at=PAST, locked_by="who is gone").save()
+    row = Special.objects.get()
+    row.locked_by = None
+    row.save()
+    run = Task.objects.get().lock("a worker")
+    row.remark = "stored again"
+    row.save()
+    assert run is not None
+    assert run.hold()
+    assert Special.objects.get().remark == "stored again"
+
+
+def test_a_row_that_was_created_in_bulk_is_not_unlocked_when_it_is_stored_again() -> None:
+    row = Task.objects.new_task("any", run_at=PAST)
+    (row,) = Task.objects.bulk_create([row])
+    run = Task.objects.get().lock("a worker")
+    row.priority = 7
+    row.save()
+    assert run is not None
+    assert run.hold()
+    assert Task.objects.get().priority == 7
 
 
 def test_a_receiver_that_stores_a_new_row_again_does_not_unlock_it() -> None:

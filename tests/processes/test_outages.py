@@ -5,6 +5,7 @@ Each server here is a test's own, and is really crashed, made a replica, and fil
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from servers import ALIAS, Server, are_done
 from support import Child, wait_until
 
-from background_task.models import CompletedTask, Task
+from background_task.models import CompletedTask, Task, Worker
 from background_task.states import State
 
 pytestmark = pytest.mark.xdist_group("outages")  # they share a server
@@ -94,6 +95,23 @@ def test_what_outlasts_an_outage_is_recorded_afterwards_and_runs_once(
     wait_until(are_done(3))
     assert begun(tmp_path) == {"long": 1, "long-async": 1, "behind": 1}
     assert_says_little_and_ends(worker)
+
+
+def test_a_worker_whose_processes_are_killed_during_an_outage_does_not_say_that_nothing_was_cut_off(
+    server: Server, start: Callable[..., Child], store: Callable[[str], None], tmp_path: Path
+) -> None:
+    store("for number in range(2): journal(str(number), 600)")
+    worker = start("process_tasks", "--processes", "2")
+    wait_until(lambda: len(begun(tmp_path)) == 2)
+    processes = Worker.objects.using(ALIAS).exclude(supervisor=None)
+    numbers = [int(each.split(":")[1]) for each in processes.values_list("worker_id", flat=True)]
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping when" in worker.text())
+    server.crash()
+    for number in numbers:
+        os.kill(number, signal.SIGKILL)
+    assert worker.wait() == 128 + signal.SIGTERM, worker.text()
+    server.begin()
 
 
 def test_what_cannot_be_recorded_before_the_worker_stops_has_not_failed_and_runs_again(

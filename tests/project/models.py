@@ -4,6 +4,8 @@ import uuid
 
 from django.db import models
 
+from background_task.models import Task
+
 
 class Note(models.Model):
     """Written by tasks that run in a child process, so that the test sees that they did."""
@@ -28,3 +30,9 @@ class Follower(models.Model):
     """Refers to a waiting task, as projects do."""
 
     task = models.ForeignKey("background_task.Task", null=True, on_delete=models.SET_NULL)
+
+
+class Special(Task):
+    """A task with a column of the project's own."""
+
+    remark = models.CharField(max_length=50)

@@ -174,7 +174,7 @@ class Attempt:
         connection = connections[task.database]
         try:
             with transaction.atomic(using=connection.alias):
-                vendors.begin_write(connection.alias, Task._meta.db_table)
+                vendors.begin_write(connection.alias)
                 depth, driver = len(connection.atomic_blocks), connection.connection
                 vendor = vendors.of(connection)
                 mark = vendor.mark_transaction(connection)
@@ -372,7 +372,7 @@ class Attempt:
 def _begin(connection: BaseDatabaseWrapper) -> None:
     """See whether a transaction for a task can be begun."""
     with transaction.atomic(using=connection.alias):
-        vendors.begin_write(connection.alias, Task._meta.db_table)
+        vendors.begin_write(connection.alias)
 
 
 class _NotOursError(Exception):

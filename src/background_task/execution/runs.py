@@ -205,6 +205,12 @@ class Runs:
             self._keeper.start()
         self._begun.set()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing runs here."""
+        with self._lock:
+            return not (self._runs or self._others)
+
     def keys(self, using: str) -> set[int]:
         """Return the keys of the rows that this process runs, in one database."""
         own = {run.task.pk for run in self._all() if run.task and run.task.database == using}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -70,33 +71,49 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         if self.query.is_sliced or self.query.combinator:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
+        counts: dict[str, int] = {}
         with transaction.atomic(using=rows.db):
             # Django may read the rows first, which are then those that it deletes.
-            vendors.begin_write(rows.db, self.model._meta.db_table)
-            deleted = super(TaskQuerySet, rows.in_order()).delete()
+            vendors.begin_write(rows.db)
+            for some in rows.in_order():
+                for name, count in super(TaskQuerySet, some).delete()[1].items():
+                    counts[name] = counts.get(name, 0) + count
         self._result_cache = None
-        return deleted
+        return sum(counts.values()), counts
 
     # As Django's own: no method of managers, since it would delete everything.
     delete.alters_data = True  # type: ignore[attr-defined]
     delete.queryset_only = True  # type: ignore[attr-defined]
 
-    def in_order(self) -> Self:
+    def in_order(self) -> list[Self]:
         """Inside a transaction: keep the rows from everybody else, in the order of their keys.
+
+        Returns the rows, so many at a time as a statement may name; they are to be asked anew what
+        they are, since somebody may have changed them before they were kept.
 
         Whoever deletes or changes many rows locks them in the order in which the plan of his
         statement comes to them. Two of those may each have what the other waits for.
         """
         if not connections[self.db].features.has_select_for_update:
-            return self
+            return [self]
         wanted = self.order_by()
         wanted.query.select_for_update = False
         keys = sorted(wanted.values_list("pk", flat=True))
         rows = TaskQuerySet(self.model, using=self.db).order_by("pk").select_for_update()
-        for start in range(0, len(keys), MOST_KEYS):
-            some = rows.filter(pk__in=keys[start : start + MOST_KEYS])
-            list(some.values_list("pk", flat=True))
-        return self.filter(pk__in=keys) if len(keys) <= MOST_KEYS else self
+        starts = range(0, len(keys), MOST_KEYS) or [0]  # Django says how many nothing is
+        batches = [keys[start : start + MOST_KEYS] for start in starts]
+        for some in batches:
+            list(rows.filter(pk__in=some).values_list("pk", flat=True))
+        return [self.filter(pk__in=some) for some in batches]
+
+    def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
+        """Store the rows, and remember that they were stored so, as ``save()`` does."""
+        rows = super().bulk_create(objs, *args, **kwargs)
+        conflicts = (*args[1:3], kwargs.get("ignore_conflicts"), kwargs.get("update_conflicts"))
+        for row in rows:
+            if row.pk is not None and not any(conflicts):
+                row.remember()
+        return rows
 
     def release(self) -> int:
         """Unlock the rows, whose workers are gone; return how many there were."""

@@ -97,10 +97,13 @@ class SharedRow(Row):
         update_fields: Collection[str] | None = None,
     ) -> Any:
         parent: Any = super()  # the stubs lack it
-        is_new = self._is_new
+        is_new, connection = self._is_new, connections[using or self.database]
+        # One is Django's own, of a model with parents.
+        concrete = self._meta.concrete_model or type(self)
+        is_undoable = len(connection.atomic_blocks) > bool(concrete._meta.parents)
         is_updated = parent._save_table(raw, cls, force_insert, force_update, using, update_fields)
         # Before receivers of post_save, who may take their time, and then store the row again.
-        if is_new or not connections[using or self.database].in_atomic_block:
+        if is_new or not is_undoable:
             self.remember(update_fields)
         else:  # what is stored may be rolled back, so that nobody knows what there is
             self._known = {

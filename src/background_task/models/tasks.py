@@ -304,7 +304,7 @@ class Task(SharedRow):
         using = self.database
         rows = TaskQuerySet(type(self), using=using).filter(pk=self.pk)
         with transaction.atomic(using=using):
-            vendors.begin_write(using, self._meta.db_table)
+            vendors.begin_write(using)
             row = rows.select_for_update().first()
             if row is None:
                 return False

@@ -89,17 +89,21 @@ def acknowledge(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:
         try:
             outlast(engine.connection, "record successes", verb)
         except NotAllError:
-            which, parameters = _ours(left, by, Owned.MARKED)
-            rows = engine.fetch(f"SELECT id FROM background_task WHERE {which}", parameters)
-            ours = {key for (key,) in rows}
+            keys = ", ".join(str(each.claim.pk) for each in ended)
             # What is in the history of a row that is still here is another run with its id.
-            recorded = _recorded(engine, ended, by) - ours
+            recorded = _recorded(engine, ended, by) - _found(engine, f"id IN ({keys})")
+            ours = _found(engine, *_ours(left, by, Owned.MARKED))
             left = [each for each in left if each.claim.pk in ours]
         except IntegrityError:  # a copy with the id of another row, or a key that protects a row
             break
         else:
             return recorded.union(each.claim.pk for each in left)
     return recorded
+
+
+def _found(engine: Engine, which: str, parameters: Sequence[str] = ()) -> set[int]:
+    rows = engine.fetch(f"SELECT id FROM background_task WHERE {which}", parameters)
+    return {key for (key,) in rows}
 
 
 def _recorded(engine: Engine, ended: Sequence[Ended], by: Mark) -> set[int]:

@@ -53,7 +53,7 @@ def ensure(
 
     def once() -> Ensured:
         with transaction.atomic(using=using):
-            vendors.begin_write(using, Task._meta.db_table)
+            vendors.begin_write(using)
             rows = Task.objects.using(using).filter(task_hash=wanted.task_hash)
             same = list(rows.select_for_update().order_by("id"))
             free = set(rows.unlocked(vendors.now(using)).values_list("pk", flat=True))

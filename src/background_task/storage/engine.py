@@ -107,7 +107,7 @@ class Engine:
         if not self.is_own:
             with transaction.atomic(using=self.using):
                 if not self.connection.savepoint_ids:
-                    vendors.begin_write(self.using, "background_task")
+                    vendors.begin_write(self.using)
                 yield
             return
         self.begin()

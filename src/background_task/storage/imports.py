@@ -46,7 +46,7 @@ def take_over(model: Any, statuses: Collection[str]) -> Imported:
 
     def move_some() -> tuple[int, bool]:
         with transaction.atomic(using=using):
-            vendors.begin_write(using, Task._meta.db_table)
+            vendors.begin_write(using)
             oldest = rows.exclude(pk__in=list(left)).order_by("enqueued_at", "pk")
             some = list(oldest.select_for_update(skip_locked=skip)[:BATCH])
             tasks = [task for row in some if (task := _ours(row, left)) is not None]

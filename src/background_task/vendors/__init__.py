@@ -80,6 +80,6 @@ def is_missing_table(error: Exception) -> bool:
     return missing or error.args[:1] == (1054,)
 
 
-def begin_write(using: str, table: str) -> None:
+def begin_write(using: str) -> None:
     """Take the write lock at the start of a transaction that reads before it writes."""
-    of(connections[using]).begin_write(connections[using], table)
+    of(connections[using]).begin_write(connections[using])

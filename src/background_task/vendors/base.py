@@ -212,7 +212,7 @@ class Vendor:
         """Tell whether a statement was refused for want of a savepoint, gone with a transaction."""
         self._refuse()
 
-    def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
+    def begin_write(self, connection: BaseDatabaseWrapper) -> None:
         """Take the write lock at the start of a transaction that reads before it writes."""
 
     def prepare_control(self, connection: BaseDatabaseWrapper) -> None:

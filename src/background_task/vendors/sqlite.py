@@ -86,14 +86,14 @@ class SQLite(Vendor):
         """By the words of the error, which has no code of its own."""
         return "no such savepoint" in str(error)
 
-    def begin_write(self, connection: BaseDatabaseWrapper, table: str) -> None:
+    def begin_write(self, connection: BaseDatabaseWrapper) -> None:
         """By a statement that writes no row.
 
         SQLite gives a transaction that began by reading no chance to wait: when another writer was
         faster, it fails at once with "database is locked", whatever the busy timeout.
         """
         with connection.cursor() as cursor:
-            cursor.execute(f"UPDATE {connection.ops.quote_name(table)} SET id = id WHERE id = -1")
+            cursor.execute("UPDATE background_task SET id = id WHERE id = -1")
 
     def session_lock(self, connection: BaseDatabaseWrapper, key: int) -> _FileLock | None:
         """By locking a file beside the database: the kernel gives it up with the process."""

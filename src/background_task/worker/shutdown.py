@@ -37,8 +37,8 @@ def leave_soon(signals: SignalManager) -> None:
     """End the process soon after a second signal, whether or not the main thread gets to it."""
     hold_off_signals()
     time.sleep(GRACE)
-    hand_back()
-    leave(exit_code(signals.signum))
+    is_busy = not runs.is_empty
+    leave(exit_code(signals.signum) if hand_back() or is_busy else 0)
 
 
 def hand_back() -> bool:
@@ -128,8 +128,9 @@ def start_anew(more: Sequence[str]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         _close_files_with_the_program()
         time.sleep(SWITCH)  # lets the main thread note a signal that has just come
-        if SignalManager.is_stopping():
-            leave(0)
+        SignalManager.heed_unheard()
+        if (stopping := SignalManager.stopping()) is not None:
+            leave(exit_code(stopping.signum) if runs.were_cut_off else 0)
         with suppress(OSError):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])  # noqa: S606
     leave(REPLACE)

@@ -192,7 +192,7 @@ class Supervisor:
         ]
         self._engine = Engine(self._using)
         # What has ended the processes of which something may be left to free.
-        self._lost: dict[str, str] = {}
+        self._lost: dict[str, int] = {}
         self._next_rescue = 0.0
         self._force_at: float | None = None
         self._kill_at: float | None = None
@@ -229,7 +229,8 @@ class Supervisor:
             self._watch_over()
         if self._has_failed:
             raise BackgroundTaskError("The processes of this worker cannot start; see above.")
-        if self._was_cut_off:
+        # Of what could not be freed nobody knows whether it ran.
+        if self._was_cut_off or (self._is_stopping and any(self._lost.values())):
             raise ForcedStop
 
     def _living(self) -> list[str]:
@@ -282,7 +283,7 @@ class Supervisor:
     def _look_after(self, seat: Seat, code: int) -> None:
         """See to it that what the process ran runs again, and that another takes its place."""
         if seat.worker_id is not None:
-            self._lost[seat.worker_id] = _cause(code)
+            self._lost[seat.worker_id] = code
         elif code == child.CANNOT_START:
             self._has_failed = True
             self._stop()
@@ -310,13 +311,13 @@ class Supervisor:
         if time.monotonic() < self._next_rescue:
             return
         self._next_rescue = time.monotonic() + BETWEEN_RESCUES
-        for worker_id, cause in list(self._lost.items()):
+        for worker_id, code in list(self._lost.items()):
             try:
                 suspect = workers.find(self._engine, worker_id)
                 if suspect is None:
                     del self._lost[worker_id]
                     continue
-                count = workers.rescue(self._engine, suspect, ended_by=cause)
+                count = workers.rescue(self._engine, suspect, ended_by=_cause(code))
             except TRANSIENT as error:
                 logger.warning("What %s ran cannot be freed yet: %s", worker_id, reason(error))
                 self._engine.close()

@@ -58,4 +58,22 @@ class Migration(migrations.Migration):
                 ),
             ],
         ),
+        migrations.CreateModel(
+            name="Special",
+            fields=[
+                (
+                    "task_ptr",
+                    models.OneToOneField(
+                        auto_created=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        parent_link=True,
+                        primary_key=True,
+                        serialize=False,
+                        to="background_task.task",
+                    ),
+                ),
+                ("remark", models.CharField(max_length=50)),
+            ],
+            bases=("background_task.task",),
+        ),
     ]
