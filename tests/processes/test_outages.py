@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from django.db import connections
 from servers import ALIAS, Server, are_done
 from support import Child, wait_until
 
@@ -105,6 +106,7 @@ def test_a_worker_whose_processes_are_killed_during_an_outage_does_not_say_that_
     wait_until(lambda: len(begun(tmp_path)) == 2)
     processes = Worker.objects.using(ALIAS).exclude(supervisor=None)
     numbers = [int(each.split(":")[1]) for each in processes.values_list("worker_id", flat=True)]
+    connections[ALIAS].close()
     worker.send(signal.SIGTERM)
     wait_until(lambda: "Stopping when" in worker.text())
     server.crash()
@@ -112,6 +114,8 @@ def test_a_worker_whose_processes_are_killed_during_an_outage_does_not_say_that_
         os.kill(number, signal.SIGKILL)
     assert worker.wait() == 128 + signal.SIGTERM, worker.text()
     server.begin()
+    start("process_tasks", "--burst")  # what they ran is freed
+    wait_until(lambda: max(begun(tmp_path).values()) == 2)
 
 
 def test_what_cannot_be_recorded_before_the_worker_stops_has_not_failed_and_runs_again(
