@@ -169,8 +169,8 @@ class DBTaskRunner:
         if action == TaskSchedule.RESCHEDULE_EXISTING:
             state = State.READY if task.run_at <= timezone.now() else State.SCHEDULED
             with transaction.atomic(using=existing.db):
-                values = {"run_at": task.run_at, "priority": task.priority, "state": state}
-                return sum(rows.update(**values) for rows in existing.in_order()) > 0
+                rows = existing.in_order()
+                return bool(rows.update(run_at=task.run_at, priority=task.priority, state=state))
         return existing.exists()
 
     def get_task_to_run(self, tasks: Tasks, queue: str | None = None) -> Task | None:

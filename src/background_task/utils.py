@@ -59,8 +59,6 @@ class SignalManager:
     _URGENT = getattr(signal, "SIGURG", None)  # not on Windows
 
     _active: SignalManager | None = None
-    # Where signals were written to before.
-    _heard_before = -1
 
     def __init__(self, on_force: Callable[[], None] | None = None) -> None:
         self._on_force = on_force
@@ -79,15 +77,6 @@ class SignalManager:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        if self._handlers:
-            self._hear()
-
-    def _hear(self) -> int:
-        # Written to in the moment that a signal comes, though the main thread may be where Python
-        # does not get to handle it.
-        with suppress(ValueError):  # another thread is not to ask for it
-            return signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        return -1
 
     def _install(self) -> None:
         stopping = ["SIGTERM", "SIGINT", "SIGBREAK" if sys.platform == "win32" else "SIGTSTP"]
@@ -98,7 +87,6 @@ class SignalManager:
         self._handlers = {getattr(signal, name): handler for name, handler in handlers.items()}
         for number, handler in self._handlers.items():
             self._previous[number] = signal.signal(number, handler)
-        self._heard_before = self._hear()
 
     def keep(self) -> None:
         """Make sure that the handlers are in place, in the thread that has installed them."""
@@ -107,8 +95,6 @@ class SignalManager:
         for number, handler in self._handlers.items():
             if signal.getsignal(number) != handler:
                 signal.signal(number, handler)
-        if self._handlers:
-            self._hear()
         if self._handlers and hasattr(signal, "pthread_sigmask"):  # not on Windows
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
 
@@ -116,9 +102,6 @@ class SignalManager:
         """Put back the handlers that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if self._previous:
-            with suppress(ValueError, OSError):  # it may be closed by now
-                signal.set_wakeup_fd(self._heard_before)
         self._previous.clear()
         self._handlers.clear()
         if SignalManager._active is self:
@@ -190,21 +173,6 @@ class SignalManager:
     def is_forced(cls) -> bool:
         """Tell whether the process was asked to stop at once."""
         return cls._active is not None and cls._active.force_now
-
-    @classmethod
-    def heed_unheard(cls) -> None:
-        """Heed a request to stop that the main thread does not come to handle, in any thread.
-
-        It may wait in C, as for the answer to a query.
-        """
-        active = cls._active
-        if active is None or active.kill_now or not active._handlers:
-            return
-        with suppress(OSError):
-            heard = active._wake_read.recv(4096, socket.MSG_PEEK)
-            stopping = {signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGTSTP", signal.SIGINT)}
-            for number in stopping & set(heard):
-                active.signum, active.kill_now = int(number), True
 
     def speed_up(self, signum: int | None, frame: FrameType | None) -> None:
         """Take the next task without a pause."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import Exists, OuterRef
 from django.db.models.signals import pre_delete
 from django.utils import timezone
 from project.models import Special
@@ -298,6 +299,26 @@ def test_what_is_stored_meanwhile_is_not_deleted_with_many_others(
         assert Task.objects.all().delete() == (3, {"background_task.Task": 3})
     others[0].join()
     assert Task.objects.get().params() == (["late"], {})
+
+
+def test_many_rows_that_are_wanted_for_the_sake_of_each_other_are_deleted_together(
+    proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managers, "MOST_KEYS", 2)
+    for _ in range(5):
+        proxy()
+    same = Task.objects.filter(task_hash=OuterRef("task_hash")).exclude(pk=OuterRef("pk"))
+    told: list[Any] = []
+
+    def note(instance: Task, **kwargs: Any) -> None:
+        told.append(Task.objects.count())
+
+    pre_delete.connect(note, sender=Task)
+    try:
+        assert Task.objects.filter(Exists(same)).delete() == (5, {"background_task.Task": 5})
+    finally:
+        pre_delete.disconnect(note, sender=Task)
+    assert told == [5] * 5
 
 
 def test_rows_of_a_model_with_parents_are_deleted_and_cancelled_as_others() -> None:

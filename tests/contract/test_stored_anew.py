@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from django.contrib.auth.models import User
 from django.core import serializers
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import QuerySet, signals
 from django.test import override_settings
 from project.models import Special
@@ -125,6 +125,23 @@ def test_a_row_of_a_model_with_parents_that_is_stored_twice_is_not_unlocked() ->
     assert run is not None
     assert run.hold()
     assert Special.objects.get().remark == "stored again"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_could_not_be_stored_of_a_model_with_parents_is_stored_later() -> None:
+    Special(task_name="any", task_params="[[], {}]", run_at=FUTURE).save()
+    row = Special.objects.get()
+
+    def refuse(execute: Any, sql: str, *rest: Any) -> Any:
+        if "project_special" in sql:
+            raise OperationalError("a deadlock")
+        return execute(sql, *rest)
+
+    row.run_at = PAST
+    with connection.execute_wrapper(refuse), pytest.raises(OperationalError):
+        row.save()
+    row.save()
+    assert Task.objects.get().run_at == PAST
 
 
 def test_a_row_that_was_created_in_bulk_is_not_unlocked_when_it_is_stored_again() -> None:

@@ -194,19 +194,6 @@ def test_a_worker_that_stops_tells_of_what_was_cut_off_with_one_that_does_not_gi
     assert list(rows) == [(0, None, None)] * processes + [(1, None, None)] * processes
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux where zeros are a mutex")
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_stop_is_heeded_though_the_main_thread_is_where_it_hears_nothing(
-    worker: Callable[..., Child], processes: str
-) -> None:
-    enqueue("overstay", "long", "C")
-    child = worker("--processes", processes)
-    wait_until(lambda: "It is stuck in C" in child.text())
-    child.send(signal.SIGTERM)
-    assert child.wait() == 0, child.text()
-    assert failed().losses is None
-
-
 def test_those_that_keep_to_the_limit_do_not_notice_it(worker: Callable[..., Child]) -> None:
     for number in range(300):
         enqueue("keep_to_the_limit", f"task {number}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -348,11 +347,6 @@ def _stay(text, how):
             _spin()
         if how == "lock":  # nothing else in Python gets to run
             deque(itertools.repeat(None), maxlen=0)
-        if how == "C":  # where Python gets to handle no signal
-            mutex = ctypes.create_string_buffer(64)
-            print("It is stuck in C", flush=True)
-            while True:
-                ctypes.CDLL(None).pthread_mutex_lock(mutex)
         while how == "stubborn":
             with contextlib.suppress(BaseException):
                 time.sleep(600)

@@ -71,46 +71,48 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         if self.query.is_sliced or self.query.combinator:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
-        counts: dict[str, int] = {}
         with transaction.atomic(using=rows.db):
             # Django may read the rows first, which are then those that it deletes.
             vendors.begin_write(rows.db)
-            for some in rows.in_order():
-                for name, count in super(TaskQuerySet, some).delete()[1].items():
-                    counts[name] = counts.get(name, 0) + count
+            deleted = super(TaskQuerySet, rows.in_order()).delete()
         self._result_cache = None
-        return sum(counts.values()), counts
+        return deleted
 
     # As Django's own: no method of managers, since it would delete everything.
     delete.alters_data = True  # type: ignore[attr-defined]
     delete.queryset_only = True  # type: ignore[attr-defined]
 
-    def in_order(self) -> list[Self]:
+    def in_order(self) -> TaskQuerySet:
         """Inside a transaction: keep the rows from everybody else, in the order of their keys.
-
-        Returns the rows, so many at a time as a statement may name; they are to be asked anew what
-        they are, since somebody may have changed them before they were kept.
 
         Whoever deletes or changes many rows locks them in the order in which the plan of his
         statement comes to them. Two of those may each have what the other waits for.
+
+        Returns:
+            the rows that are still among these, by their keys.
         """
-        if not connections[self.db].features.has_select_for_update:
-            return [self]
+        features = connections[self.db].features
+        if not features.has_select_for_update:
+            return self
         wanted = self.order_by()
         wanted.query.select_for_update = False
+        rows = TaskQuerySet(self.model, using=self.db)
         keys = sorted(wanted.values_list("pk", flat=True))
-        rows = TaskQuerySet(self.model, using=self.db).order_by("pk").select_for_update()
-        starts = range(0, len(keys), MOST_KEYS) or [0]  # Django says how many nothing is
-        batches = [keys[start : start + MOST_KEYS] for start in starts]
+        batches = [keys[start : start + MOST_KEYS] for start in range(0, len(keys), MOST_KEYS)]
         for some in batches:
-            list(rows.filter(pk__in=some).values_list("pk", flat=True))
-        return [self.filter(pk__in=some) for some in batches]
+            list(rows.filter(pk__in=some).order_by("pk").select_for_update().values_list("pk"))
+        # Anew, since somebody may have changed them before they were kept; and all of them before
+        # any is gone, since some may be wanted for the sake of others.
+        kept = [key for some in batches for (key,) in wanted.filter(pk__in=some).values_list("pk")]
+        if features.max_query_params and len(kept) > features.max_query_params:
+            return self
+        return rows.filter(pk__in=kept)
 
     def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
         """Store the rows, and remember that they were stored so, as ``save()`` does."""
         rows = super().bulk_create(objs, *args, **kwargs)
         conflicts = (*args[1:3], kwargs.get("ignore_conflicts"), kwargs.get("update_conflicts"))
-        for row in rows:
+        for row in rows or ():
             if row.pk is not None and not any(conflicts):
                 row.remember()
         return rows

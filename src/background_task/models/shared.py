@@ -64,6 +64,8 @@ class SharedRow(Row):
     _known: Mapping[str, Any] = MappingProxyType({})
     # Whether :meth:`save` is to store all columns, and not some that were named.
     _is_stored_whole = True
+    # Whether it is to make a row of its own.
+    _was_new = False
     # Whether it is the run itself that takes the lock off, which nobody else can without a loss.
     is_given_back = False
 
@@ -84,7 +86,7 @@ class SharedRow(Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Store the row, but for the columns of others that are as they were when it was loaded."""
-        self._is_stored_whole = named(args, kwargs) is None
+        self._is_stored_whole, self._was_new = named(args, kwargs) is None, self._is_new
         super().save(*args, **kwargs)
 
     def _save_table(
@@ -97,13 +99,14 @@ class SharedRow(Row):
         update_fields: Collection[str] | None = None,
     ) -> Any:
         parent: Any = super()  # the stubs lack it
-        is_new, connection = self._is_new, connections[using or self.database]
-        # One is Django's own, of a model with parents.
-        concrete = self._meta.concrete_model or type(self)
-        is_undoable = len(connection.atomic_blocks) > bool(concrete._meta.parents)
         is_updated = parent._save_table(raw, cls, force_insert, force_update, using, update_fields)
+        concrete = self._meta.concrete_model or type(self)
+        if cls not in (None, concrete):  # a table of its own is still to be written
+            return is_updated
+        # One is Django's own, of a model with parents.
+        blocks = len(connections[using or self.database].atomic_blocks)
         # Before receivers of post_save, who may take their time, and then store the row again.
-        if is_new or not is_undoable:
+        if self._was_new or blocks == bool(concrete._meta.parents):
             self.remember(update_fields)
         else:  # what is stored may be rolled back, so that nobody knows what there is
             self._known = {

@@ -198,7 +198,6 @@ class Process:
         was_cut_off = hand_back()
         if self._heart is not None:
             self._heart.stop()
-        SignalManager.heed_unheard()
         # Nobody is to take its place:
         if self._signals.kill_now or (self._supervisor is None and self._is_through):
             leave(exit_code(getattr(self._signals, "signum", None)) if was_cut_off else 0)

@@ -128,7 +128,6 @@ def start_anew(more: Sequence[str]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         _close_files_with_the_program()
         time.sleep(SWITCH)  # lets the main thread note a signal that has just come
-        SignalManager.heed_unheard()
         if (stopping := SignalManager.stopping()) is not None:
             leave(exit_code(stopping.signum) if runs.were_cut_off else 0)
         with suppress(OSError):

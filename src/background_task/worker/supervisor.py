@@ -230,7 +230,8 @@ class Supervisor:
         if self._has_failed:
             raise BackgroundTaskError("The processes of this worker cannot start; see above.")
         # Of what could not be freed nobody knows whether it ran.
-        if self._was_cut_off or (self._is_stopping and any(self._lost.values())):
+        is_unknown = any(code not in (child.DONE, REPLACE) for code in self._lost.values())
+        if self._was_cut_off or (self._is_stopping and is_unknown):
             raise ForcedStop
 
     def _living(self) -> list[str]:
