@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
-from django.db.models import Exists, OuterRef
+from django.db import NotSupportedError, connection, transaction
+from django.db.models import Count, Exists, OuterRef, QuerySet
 from django.db.models.signals import pre_delete
 from django.utils import timezone
 from project.models import Special
@@ -329,6 +329,29 @@ def test_rows_of_a_model_with_parents_are_deleted_and_cancelled_as_others() -> N
     assert Special.objects.filter(pk=row.pk).delete() == (2, count)
     assert Special.objects.get().cancel()
     assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        Task.objects.all()[:1],
+        Task.objects.values("queue"),
+        Task.objects.values("queue").annotate(Count("pk")),
+        Task.objects.values_list("pk", flat=True),
+        Task.objects.distinct("queue"),
+        Task.objects.filter(priority=0).union(Task.objects.all()),
+    ],
+    ids=["slice", "values", "groups", "values_list", "distinct", "union"],
+)
+def test_what_django_refuses_to_delete_is_not_deleted(proxy: Any, some: Any) -> None:
+    proxy()
+    refusals: list[str] = []
+    for delete in (some.all().delete, QuerySet.delete.__get__(some.all())):
+        with pytest.raises((TypeError, NotSupportedError)) as refused:
+            delete()
+        refusals.append(str(refused.value))
+    assert refusals[0] == refusals[1]
+    assert Task.objects.exists()
 
 
 def test_what_was_deleted_is_not_remembered(proxy: Any) -> None:

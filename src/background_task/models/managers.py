@@ -68,7 +68,8 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the rows, in the order of their keys: see :meth:`in_order`."""
-        if self.query.is_sliced or self.query.combinator:
+        query, columns = self.query, getattr(self, "_fields", None)
+        if query.is_sliced or query.combinator or query.distinct_fields or columns is not None:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
         with transaction.atomic(using=rows.db):
