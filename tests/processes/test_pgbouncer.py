@@ -78,9 +78,10 @@ def test_an_idle_worker_takes_a_task_and_its_result_is_waited_for(
 def test_what_a_killed_worker_ran_runs_again_on_another_host(
     behind: Callable[..., Child], tmp_path: Path
 ) -> None:
+    journal = tmp_path / "journal"
     run(behind, "journal('killed', 2); journal('kept', 2)")
     lost = behind("process_tasks")
-    wait_until(lambda: (tmp_path / "journal").exists())
+    wait_until(lambda: journal.exists() and journal.read_text())  # which comes after the file
     lost.send(signal.SIGKILL)
     lost.wait()
     # As if it had been another host, of which nobody can tell whether the process lives.
@@ -89,5 +90,5 @@ def test_what_a_killed_worker_ran_runs_again_on_another_host(
         rows.update(worker_id="elsewhere:1:12345678")
     behind("process_tasks")
     wait_until(are_done(2))
-    assert Counter((tmp_path / "journal").read_text().split()) == {"killed": 2, "kept": 1}
+    assert Counter(journal.read_text().split()) == {"killed": 2, "kept": 1}
     assert CompletedTask.objects.using(ALIAS).get(losses=1).state == State.SUCCESSFUL
