@@ -18,6 +18,7 @@ from support import wait_until, waits_for_a_lock
 from background_task import background
 from background_task.models import Task, managers
 from background_task.settings import app_settings
+from background_task.states import State
 from background_task.tasks import TaskSchedule, tasks
 
 pytestmark = pytest.mark.django_db
@@ -352,6 +353,35 @@ def test_what_django_refuses_to_delete_is_not_deleted(proxy: Any, some: Any) -> 
         refusals.append(str(refused.value))
     assert refusals[0] == refusals[1]
     assert Task.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_runs_is_not_rescheduled_whatever_the_transaction_has_seen(
+    proxy: Any, vendor: str
+) -> None:
+    if vendor != "mysql":
+        pytest.skip("PostgreSQL refuses it, and SQLite lets nobody else write")
+    row = proxy()
+
+    def take() -> None:
+        assert row.lock("a worker") is not None
+        connection.close()
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    try:
+        with transaction.atomic():
+            assert Task.objects.count() == 1
+            worker = threading.Thread(target=take)
+            worker.start()
+            worker.join()
+            proxy(schedule={"action": TaskSchedule.RESCHEDULE_EXISTING, "priority": 9})
+    finally:
+        connection.close()
+    assert list(Task.objects.order_by("pk").values_list("state", "priority")) == [
+        (State.RUNNING, 0),
+        (State.READY, 9),
+    ]
 
 
 def test_what_was_deleted_is_not_remembered(proxy: Any) -> None:

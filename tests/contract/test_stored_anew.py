@@ -199,6 +199,21 @@ def test_a_fixture_is_stored_as_it_is() -> None:
             found.delete()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_a_fixture_has_stored_in_a_transaction_is_not_unlocked() -> None:
+    fixture = serializers.serialize("json", [stored()])
+    Task.objects.all().delete()
+    with transaction.atomic():
+        (each,) = serializers.deserialize("json", fixture)
+        each.save()
+    run = Task.objects.get().lock("a worker")
+    each.object.priority = 5
+    each.object.save()
+    assert run is not None
+    assert run.hold()
+    assert Task.objects.get().priority == 5
+
+
 @pytest.mark.parametrize("columns", [["priority"], ["priority", "locked_by", "result_id", "epoch"]])
 def test_a_row_that_is_updated_in_bulk_is_no_copy(columns: list[str], vendor: str) -> None:
     row = stored(unique_key="a chain").lock("a worker")

@@ -358,6 +358,7 @@ def _stay(text, how):
 # Those with a time-out ask the database nothing first: on a busy machine that may take as long.
 @background(timeout=0.5)
 def overstay(text, how):
+    print(f"{text} overstays", flush=True)
     _stay(text, how)
 
 

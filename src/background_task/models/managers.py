@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # How many rows a statement may name: drivers have a limit.
 MOST_KEYS = 1_000
+# PostgreSQL counts the parameters of a statement in 16 bits; a condition may have some of its own.
+MOST_PARAMETERS = 60_000
 # Beyond this a date could not be moved by it.
 LONGEST_LEASE = 10**9
 
@@ -83,31 +85,27 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
     delete.alters_data = True  # type: ignore[attr-defined]
     delete.queryset_only = True  # type: ignore[attr-defined]
 
-    def in_order(self) -> TaskQuerySet:
+    def in_order(self) -> Self:
         """Inside a transaction: keep the rows from everybody else, in the order of their keys.
 
         Whoever deletes or changes many rows locks them in the order in which the plan of his
         statement comes to them. Two of those may each have what the other waits for.
 
         Returns:
-            the rows that are still among these, by their keys.
+            the rows, by their keys, to be asked once more whether they are what was wanted:
+            somebody may have changed them before they were kept.
         """
-        features = connections[self.db].features
-        if not features.has_select_for_update:
+        if not connections[self.db].features.has_select_for_update:
             return self
         wanted = self.order_by()
         wanted.query.select_for_update = False
         rows = TaskQuerySet(self.model, using=self.db)
         keys = sorted(wanted.values_list("pk", flat=True))
-        batches = [keys[start : start + MOST_KEYS] for start in range(0, len(keys), MOST_KEYS)]
-        for some in batches:
-            list(rows.filter(pk__in=some).order_by("pk").select_for_update().values_list("pk"))
-        # Anew, since somebody may have changed them before they were kept; and all of them before
-        # any is gone, since some may be wanted for the sake of others.
-        kept = [key for some in batches for (key,) in wanted.filter(pk__in=some).values_list("pk")]
-        if features.max_query_params and len(kept) > features.max_query_params:
-            return self
-        return rows.filter(pk__in=kept)
+        for start in range(0, len(keys), MOST_KEYS):
+            some = rows.filter(pk__in=keys[start : start + MOST_KEYS]).order_by("pk")
+            list(some.select_for_update().values_list("pk"))
+        # Not by batches: some may be wanted for the sake of others, which would be gone.
+        return self.filter(pk__in=keys) if len(keys) <= MOST_PARAMETERS else self
 
     def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
         """Store the rows, and remember that they were stored so, as ``save()`` does."""

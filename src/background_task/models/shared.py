@@ -99,14 +99,17 @@ class SharedRow(Row):
         update_fields: Collection[str] | None = None,
     ) -> Any:
         parent: Any = super()  # the stubs lack it
+        # Fixtures do not come by save(); and what has parents has a key once they are stored.
+        is_new, self._was_new = self._is_new or self._was_new, False
         is_updated = parent._save_table(raw, cls, force_insert, force_update, using, update_fields)
         concrete = self._meta.concrete_model or type(self)
         if cls not in (None, concrete):  # a table of its own is still to be written
+            self._was_new = is_new
             return is_updated
         # One is Django's own, of a model with parents.
         blocks = len(connections[using or self.database].atomic_blocks)
         # Before receivers of post_save, who may take their time, and then store the row again.
-        if self._was_new or blocks == bool(concrete._meta.parents):
+        if is_new or blocks == bool(concrete._meta.parents):
             self.remember(update_fields)
         else:  # what is stored may be rolled back, so that nobody knows what there is
             self._known = {
