@@ -252,7 +252,7 @@ def test_a_function_that_edits_or_deletes_its_own_row_is_no_trouble() -> None:
 
     own("delete")
     own("edit")
-    call_command("process_tasks", duration=1, sleep=0.1)
+    call_command("process_tasks", burst=True)
     assert CompletedTask.objects.get().verbose_name == "edited"
     assert not Task.objects.exists()
 
