@@ -233,7 +233,7 @@ def test_where_a_receiver_wants_each_task_the_order_is_the_predecessors() -> Non
     signals.task_successful.connect(successful)
     signals.task_finished.connect(finished)
     try:
-        call_command("process_tasks", duration=1, sleep=0.1)
+        call_command("process_tasks", burst=True)
     finally:
         signals.task_successful.disconnect(successful)
         signals.task_finished.disconnect(finished)
