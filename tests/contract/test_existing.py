@@ -223,55 +223,57 @@ def test_rows_that_1_2_8_stored_are_matched() -> None:
     assert not Task.objects.exists()
 
 
+class Meanwhile:
+    """What another does once, in a thread; it has a second for it, or waits until we are done."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act = act
+        self._thread = threading.Thread(target=self._run)
+        self._result: Any = None
+
+    def _run(self) -> None:
+        self._result = self._act()
+        connection.close()
+
+    def begin(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+            self._thread.join(1)
+
+    def end(self) -> Any:
+        """Return what it has got."""
+        self._thread.join()
+        return self._result
+
+
 @pytest.mark.django_db(transaction=True)
 def test_who_deletes_rows_that_others_write_waits_for_his_turn(proxy: Any, vendor: str) -> None:
     if vendor != "sqlite":
         pytest.skip("only SQLite lets one write at a time")
     rows = [proxy() for _ in range(3)]
-    others: list[threading.Thread] = []
-
-    def write() -> None:
-        with transaction.atomic():
-            Task.objects.filter(pk=rows[0].pk).update(priority=1)
-        connection.close()
+    other = Meanwhile(lambda: Task.objects.filter(pk=rows[0].pk).update(priority=1))
 
     def let_another_write(execute: Any, sql: str, *rest: Any) -> Any:
-        if not sql.startswith(("BEGIN", "SELECT")) and not others:  # what is deleted was read
-            others.append(threading.Thread(target=write))
-            others[0].start()
-            others[0].join(1)  # it is done with, or waits for us
+        if not sql.startswith(("BEGIN", "SELECT")):  # what is deleted was read
+            other.begin()
         return execute(sql, *rest)
 
     with connection.execute_wrapper(let_another_write):
         assert Task.objects.all().delete()[0] == 3
-    others[0].join()
+    other.end()
     assert not Task.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_a_worker_takes_meanwhile_is_not_deleted_as_waiting(proxy: Any, count: int) -> None:
+def test_what_a_worker_takes_meanwhile_is_not_deleted_as_waiting(
+    proxy: Any, count: int, listen: Callable[..., None]
+) -> None:
     rows = [proxy() for _ in range(count)]
-    taken: list[Task | None] = []
-    others: list[threading.Thread] = []
-
-    def take() -> None:
-        taken.append(rows[-1].lock("a worker"))
-        connection.close()
-
-    def let_another_take(**kwargs: Any) -> None:  # what is to be deleted was read
-        if not others:
-            others.append(threading.Thread(target=take))
-            others[0].start()
-            others[0].join(1)  # it has it, or waits for us
-
-    pre_delete.connect(let_another_take, sender=Task)
-    try:
-        Task.objects.filter(locked_at__isnull=True).delete()
-    finally:
-        pre_delete.disconnect(let_another_take, sender=Task)
-    others[0].join()
-    (run,) = taken
+    other = Meanwhile(lambda: rows[-1].lock("a worker"))
+    listen(pre_delete, lambda **kwargs: other.begin(), sender=Task)  # what is deleted was read
+    Task.objects.filter(locked_at__isnull=True).delete()
+    run = other.end()
     assert run is None or run.hold()
 
 
@@ -282,43 +284,30 @@ def test_what_is_stored_meanwhile_is_not_deleted_with_many_others(
     monkeypatch.setattr(managers, "MOST_KEYS", 2)
     for _ in range(3):
         proxy()
-    others: list[threading.Thread] = []
-
-    def store() -> None:
-        proxy("late")
-        connection.close()
+    other = Meanwhile(lambda: proxy("late"))
 
     def let_another_store(execute: Any, sql: str, *rest: Any) -> Any:
         result = execute(sql, *rest)
-        if sql.startswith("SELECT") and not others:  # which keys there are
-            others.append(threading.Thread(target=store))
-            others[0].start()
-            others[0].join(1)  # it is done with, or waits for us
+        if sql.startswith("SELECT"):  # which keys there are
+            other.begin()
         return result
 
     with connection.execute_wrapper(let_another_store):
         assert Task.objects.all().delete() == (3, {"background_task.Task": 3})
-    others[0].join()
+    other.end()
     assert Task.objects.get().params() == (["late"], {})
 
 
 def test_many_rows_that_are_wanted_for_the_sake_of_each_other_are_deleted_together(
-    proxy: Any, monkeypatch: pytest.MonkeyPatch
+    proxy: Any, monkeypatch: pytest.MonkeyPatch, listen: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(managers, "MOST_KEYS", 2)
     for _ in range(5):
         proxy()
     same = Task.objects.filter(task_hash=OuterRef("task_hash")).exclude(pk=OuterRef("pk"))
     told: list[Any] = []
-
-    def note(instance: Task, **kwargs: Any) -> None:
-        told.append(Task.objects.count())
-
-    pre_delete.connect(note, sender=Task)
-    try:
-        assert Task.objects.filter(Exists(same)).delete() == (5, {"background_task.Task": 5})
-    finally:
-        pre_delete.disconnect(note, sender=Task)
+    listen(pre_delete, lambda **kwargs: told.append(Task.objects.count()), sender=Task)
+    assert Task.objects.filter(Exists(same)).delete() == (5, {"background_task.Task": 5})
     assert told == [5] * 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
 from typing import Any
@@ -155,7 +156,9 @@ def test_a_row_that_was_created_in_bulk_is_not_unlocked_when_it_is_stored_again(
     assert Task.objects.get().priority == 7
 
 
-def test_a_receiver_that_stores_a_new_row_again_does_not_unlock_it() -> None:
+def test_a_receiver_that_stores_a_new_row_again_does_not_unlock_it(
+    listen: Callable[..., None],
+) -> None:
     runs: list[Task | None] = []
 
     def store_again(instance: Task, created: bool, **kwargs: Any) -> None:
@@ -164,11 +167,8 @@ def test_a_receiver_that_stores_a_new_row_again_does_not_unlock_it() -> None:
             instance.verbose_name = "named"
             instance.save()
 
-    signals.post_save.connect(store_again, sender=Task)
-    try:
-        Task.objects.new_task("any").save()
-    finally:
-        signals.post_save.disconnect(store_again, sender=Task)
+    listen(signals.post_save, store_again, sender=Task)
+    Task.objects.new_task("any").save()
     (run,) = runs
     assert run is not None
     assert run.hold()
@@ -230,26 +230,24 @@ def test_a_row_that_is_updated_in_bulk_is_no_copy(columns: list[str], vendor: st
     assert row.hold()
 
 
-def test_whoever_gives_keys_to_rows_gives_them_no_other_identity() -> None:
+def test_whoever_gives_keys_to_rows_gives_them_no_other_identity(
+    listen: Callable[..., None],
+) -> None:
     keys = count(1000)
 
     def give(instance: Any, **kwargs: Any) -> None:
         instance.pk = instance.pk or next(keys)
 
     for model in (Task, CompletedTask):
-        signals.pre_save.connect(give, sender=model)
-    try:
-        row = background("numbered")(lambda: None)()
-        assert Task.objects.get().result_id == row.result_id
-        following = Task.objects.new_task("following", run_at=FUTURE)
-        following.identify(unique_key="a chain")
-        following.save()
-        assert Task.objects.get(pk=following.pk).unique_key == "a chain"
-        assert tasks.run_next_task()
-        assert CompletedTask.objects.filter(result_id=row.result_id).exists()
-    finally:
-        for model in (Task, CompletedTask):
-            signals.pre_save.disconnect(give, sender=model)
+        listen(signals.pre_save, give, sender=model)
+    row = background("numbered")(lambda: None)()
+    assert Task.objects.get().result_id == row.result_id
+    following = Task.objects.new_task("following", run_at=FUTURE)
+    following.identify(unique_key="a chain")
+    following.save()
+    assert Task.objects.get(pk=following.pk).unique_key == "a chain"
+    assert tasks.run_next_task()
+    assert CompletedTask.objects.filter(result_id=row.result_id).exists()
 
 
 class Replicated:

@@ -231,6 +231,7 @@ class Runs:
             level: at which the log tells of each.
         """
         self.leave(engine.using, kept)
+        is_cut_off = level >= logging.WARNING
         for some in in_batches(kept):
             never_again = _never_again(some, kept)
             try:
@@ -242,10 +243,10 @@ class Runs:
                     names,
                     reason(error),
                 )
-                self.were_cut_off |= level >= logging.WARNING
+                self.were_cut_off |= is_cut_off
             else:
                 self._forget(engine.using, some)
-                self.were_cut_off |= level >= logging.WARNING and bool(ours)
+                self.were_cut_off |= is_cut_off and bool(ours)
                 for lock in some:
                     if lock.pk in ours:
                         say = CUT_OFF if lock in never_again else HANDED_BACK

@@ -70,8 +70,7 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the rows, in the order of their keys: see :meth:`in_order`."""
-        query, columns = self.query, getattr(self, "_fields", None)
-        if query.is_sliced or query.combinator or query.distinct_fields or columns is not None:
+        if self.query.is_sliced or self.query.combinator or self.query.distinct_fields:
             return super().delete()  # it is refused there
         rows = self.using(self.select_for_update().db)
         with transaction.atomic(using=rows.db):
@@ -110,10 +109,10 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
     def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
         """Store the rows, and remember that they were stored so, as ``save()`` does."""
         rows = super().bulk_create(objs, *args, **kwargs)
-        conflicts = (*args[1:3], kwargs.get("ignore_conflicts"), kwargs.get("update_conflicts"))
-        for row in rows or ():
-            if row.pk is not None and not any(conflicts):
-                row.remember()
+        if not any((*args[1:3], kwargs.get("ignore_conflicts"), kwargs.get("update_conflicts"))):
+            for row in rows or ():
+                if row.pk is not None:
+                    row.remember()
         return rows
 
     def release(self) -> int:

@@ -143,7 +143,7 @@ def obey(orders: Connection, signals: ChildSignals) -> None:
 
 
 def _stop(signals: ChildSignals, *, by_force: bool) -> None:
-    from background_task.worker.shutdown import hand_back
+    from background_task.worker.shutdown import hand_back, stop_code
 
     signals.may_force = by_force
     until = time.monotonic() + PATIENCE
@@ -153,6 +153,7 @@ def _stop(signals: ChildSignals, *, by_force: bool) -> None:
             signal_main_thread(signal.SIGTERM)
             time.sleep(0.05)
         elif by_force:  # a task has seen to it that signals are not heard
-            leave(exit_code(signal.SIGTERM) if hand_back() else DONE)
+            hand_back()
+            leave(stop_code(signal.SIGTERM))
         else:
             signals.exit_gracefully(signal.SIGTERM, None)

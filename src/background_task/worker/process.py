@@ -36,7 +36,6 @@ from background_task.utils import (
     TTW_FAST,
     ForcedStop,
     SignalManager,
-    exit_code,
     hold_off_signals,
     leave,
     say,
@@ -48,7 +47,7 @@ from background_task.worker.duties import Duties
 from background_task.worker.functions import Functions
 from background_task.worker.lookout import LEAST_SLEEP, Lookout
 from background_task.worker.options import EVERY, SETTING, Options
-from background_task.worker.shutdown import hand_back, let_go
+from background_task.worker.shutdown import hand_back, let_go, stop_code
 from background_task.worker.systemd import ServiceManager
 from background_task.worker.threads import Threads
 
@@ -195,12 +194,12 @@ class Process:
         self._gives_way = True
         taking.close()
         let_go()
-        was_cut_off = hand_back()
+        hand_back()
         if self._heart is not None:
             self._heart.stop()
-        # Nobody is to take its place:
         if self._signals.kill_now or (self._supervisor is None and self._is_through):
-            leave(exit_code(getattr(self._signals, "signum", None)) if was_cut_off else 0)
+            # Nobody is to take its place.
+            leave(stop_code(getattr(self._signals, "signum", None)))
         if self._replace is not None:
             self._replace()
 

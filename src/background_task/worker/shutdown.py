@@ -37,13 +37,20 @@ def leave_soon(signals: SignalManager) -> None:
     """End the process soon after a second signal, whether or not the main thread gets to it."""
     hold_off_signals()
     time.sleep(GRACE)
-    is_busy = not runs.is_empty
-    leave(exit_code(signals.signum) if hand_back() or is_busy else 0)
+    runs.were_cut_off |= not runs.is_empty
+    hand_back()
+    leave(stop_code(signals.signum))
 
 
-def hand_back() -> bool:
-    """Give up what runs, without waiting for the database for long; tell whether something ran."""
-    return not _do_for_a_while(runs.hand_back) or runs.were_cut_off
+def hand_back() -> None:
+    """Give up what runs, without waiting for the database for long."""
+    if not _do_for_a_while(runs.hand_back):
+        runs.were_cut_off = True  # as far as anybody knows
+
+
+def stop_code(signum: int | None) -> int:
+    """Return the exit code of a process that was asked to stop: 0 unless something was cut off."""
+    return exit_code(signum) if runs.were_cut_off else 0
 
 
 def let_go() -> None:
@@ -129,7 +136,7 @@ def start_anew(more: Sequence[str]) -> NoReturn:
         _close_files_with_the_program()
         time.sleep(SWITCH)  # lets the main thread note a signal that has just come
         if (stopping := SignalManager.stopping()) is not None:
-            leave(exit_code(stopping.signum) if runs.were_cut_off else 0)
+            leave(stop_code(stopping.signum))
         with suppress(OSError):
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], *more])  # noqa: S606
     leave(REPLACE)
