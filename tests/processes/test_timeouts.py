@@ -120,19 +120,25 @@ def test_what_has_ended_beside_one_that_does_not_give_way_is_recorded(
     os.killpg(child.process.pid, signal.SIGKILL)
 
 
+def app_in(folder: Path, name: str, models: str) -> dict[str, str]:
+    """Write an app that has nothing but models; return what a child needs to have it installed."""
+    app = folder / name
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "models.py").write_text(models)
+    return {"TEST_APPS": name, "TEST_PATH": str(folder)}
+
+
 @pytest.fixture
 def looking_slowly(tmp_path: Path) -> dict[str, str]:
     """What lets a worker look for tasks most of the time, while a pool of threads runs them."""
-    app = tmp_path / "slow"
-    app.mkdir()
-    (app / "__init__.py").touch()
-    (app / "models.py").write_text(
+    models = (
         "import time\n"
         "from background_task.tasks import Tasks\n"
         "look = Tasks.run_next_task\n"
         "Tasks.run_next_task = lambda *args: [time.sleep(0.5), look(*args)][1]\n"
     )
-    return {"TEST_APPS": "slow", "TEST_PATH": str(tmp_path), "TEST_RUN_ASYNC": "1"}
+    return {**app_in(tmp_path, "slow", models), "TEST_RUN_ASYNC": "1"}
 
 
 @pytest.mark.parametrize("looks_slowly", [False, True])
@@ -152,15 +158,12 @@ def test_a_worker_that_starts_anew_keeps_to_what_is_left_of_its_limits(
 @pytest.fixture
 def step_by_step(tmp_path: Path) -> dict[str, str]:
     """What lets a worker take tasks one by one, since an app has replaced a step of the run."""
-    app = tmp_path / "replacing"
-    app.mkdir()
-    (app / "__init__.py").touch()
-    (app / "models.py").write_text(
+    models = (
         "from background_task.models import Task\n"
         "lock = Task.lock\n"
         "Task.lock = lambda self, *args, **kwargs: lock(self, *args, **kwargs)\n"
     )
-    return {"TEST_APPS": "replacing", "TEST_PATH": str(tmp_path)}
+    return app_in(tmp_path, "replacing", models)
 
 
 @pytest.mark.parametrize("limit", [["--max-tasks", "1"], ["--duration", "2"]])
