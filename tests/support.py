@@ -106,6 +106,15 @@ def child_environment(**extra: str) -> dict[str, str]:
     }
 
 
+def app_in(folder: Path, name: str, models: str) -> dict[str, str]:
+    """Write an app that has nothing but models; return what a child needs to have it installed."""
+    app = folder / name
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "models.py").write_text(models)
+    return {"TEST_APPS": name, "TEST_PATH": str(folder)}
+
+
 class Child:
     """A management command, or another module, in a process of its own."""
 

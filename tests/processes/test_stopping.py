@@ -6,13 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from django.core.management import call_command
 from django.db import connection
 from notes import enqueue, noted
 from project.models import Note
-from support import Child, wait_until
+from support import Child, app_in, wait_until
 
 from background_task.models import CompletedTask, Task
 from background_task.worker.shutdown import LONGEST_EXIT
@@ -265,3 +266,74 @@ def test_what_must_not_begin_twice_has_failed_when_it_is_cut_off(
     failed = wait_until(CompletedTask.objects.first)
     assert "WorkerLostError" in failed.last_error
     assert Note.objects.count() == 1
+
+
+@pytest.fixture
+def handing_back_when(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """What lets a worker wait for something before it hands back what runs."""
+
+    def write(condition: str, module: str, name: str) -> dict[str, str]:
+        models = (
+            "import time\n"
+            f"from {module} import {name}\n"
+            f"hand_back = {name}.hand_back\n"
+            "def hand_back_late(*args):\n"
+            "    from background_task.models import CompletedTask, Task\n"
+            f"    while not {condition}:\n"
+            "        time.sleep(0.02)\n"
+            "    return hand_back(*args)\n"
+            f"{name}.hand_back = hand_back_late\n"
+        )
+        return app_in(tmp_path, "late", models)
+
+    return write
+
+
+HOW = pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("slow", ["--threads", "2"]),
+        ("slow", ["--threads", "2", "--processes", "1"]),
+        ("slow_async", []),
+        ("slow_async", ["--processes", "1"]),
+    ],
+)
+
+
+@HOW
+def test_it_is_a_success_if_what_ran_has_ended_before_it_is_handed_back(
+    worker: Callable[..., Child],
+    handing_back_when: Callable[..., dict[str, str]],
+    name: str,
+    options: list[str],
+) -> None:
+    has_ended = "CompletedTask.objects.exists()"
+    late = handing_back_when(has_ended, "background_task.execution.runs", "runs")
+    enqueue(name, "long", 2)
+    child = worker(*options, **late)
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping" in child.text())
+    child.send(signal.SIGTERM)
+    assert child.wait() == 0, child.text()
+    assert noted("long ends")()
+    assert not Task.objects.exists()
+
+
+@HOW
+def test_it_is_no_success_whoever_hands_back_what_ran(
+    worker: Callable[..., Child],
+    handing_back_when: Callable[..., dict[str, str]],
+    name: str,
+    options: list[str],
+) -> None:
+    was_handed_back = "Task.objects.filter(locked_by=None).exists()"
+    late = handing_back_when(was_handed_back, "background_task.storage", "leases")
+    enqueue(name, "long", 600)
+    child = worker(*options, **late)
+    wait_until(noted("long begins"))
+    child.send(signal.SIGTERM)
+    wait_until(lambda: "Stopping" in child.text())
+    child.send(signal.SIGTERM)
+    assert child.wait() == 128 + signal.SIGTERM, child.text()
+    assert Task.objects.get().locked_by is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from notes import enqueue, noted
 from project.models import Note
-from support import Child, wait_until
+from support import Child, app_in, wait_until
 
 from background_task.execution import fuse
 from background_task.models import Attempt, CompletedTask, Task
@@ -118,15 +118,6 @@ def test_what_has_ended_beside_one_that_does_not_give_way_is_recorded(
     assert not Task.objects.exclude(losses=None).exists()
     assert not CompletedTask.objects.exclude(losses=None).exists()
     os.killpg(child.process.pid, signal.SIGKILL)
-
-
-def app_in(folder: Path, name: str, models: str) -> dict[str, str]:
-    """Write an app that has nothing but models; return what a child needs to have it installed."""
-    app = folder / name
-    app.mkdir()
-    (app / "__init__.py").touch()
-    (app / "models.py").write_text(models)
-    return {"TEST_APPS": name, "TEST_PATH": str(folder)}
 
 
 @pytest.fixture

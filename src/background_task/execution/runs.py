@@ -116,6 +116,8 @@ class Keeping(NamedTuple):
     name: str
     # Whether it has begun, and must not do so twice.
     is_never_again: bool = False
+    # Whether it is given up since the process was not to wait for it.
+    is_cut_off: bool = False
 
 
 Kept = dict[Lock, Keeping]
@@ -230,8 +232,8 @@ class Runs:
             kept: the rows.
             level: at which the log tells of each.
         """
-        self.leave(engine.using, kept)
         is_cut_off = level >= logging.WARNING
+        self.leave(engine.using, kept, is_cut_off=is_cut_off)
         for some in in_batches(kept):
             never_again = _never_again(some, kept)
             try:
@@ -243,22 +245,30 @@ class Runs:
                     names,
                     reason(error),
                 )
-                self.were_cut_off |= is_cut_off
+                if is_cut_off:
+                    self.were_cut_off = True
             else:
                 self._forget(engine.using, some)
-                self.were_cut_off |= is_cut_off and bool(ours)
+                if is_cut_off and ours:
+                    self.were_cut_off = True
                 for lock in some:
                     if lock.pk in ours:
                         say = CUT_OFF if lock in never_again else HANDED_BACK
                         logger.log(level, say, kept[lock].name)
 
-    def leave(self, using: str, kept: Kept) -> None:
+    def leave(self, using: str, kept: Kept, *, is_cut_off: bool = False) -> None:
         """Leave rows locked, for :meth:`give_up_left` to hand them back as soon as it can.
 
         They are not forgotten meanwhile: nobody else knows what must not begin twice.
+
+        Args:
+            using: the alias of the database.
+            kept: the rows.
+            is_cut_off: whether they are given up since the process was not to wait for them.
         """
+        left = {lock: each._replace(is_cut_off=is_cut_off) for lock, each in kept.items()}
         with self._lock:
-            self._left[using].update(kept)
+            self._left[using].update(left)
 
     def leave_unrecorded(self, using: str, kept: Kept, why: Exception) -> None:
         """The same with what has run, and whose end cannot be recorded; say so."""
@@ -309,7 +319,9 @@ class Runs:
         for some in in_batches(kept):
             held: set[int] = set()
             try:
-                held = leases.free_left(engine, some, _never_again(some, kept))
+                freed, held = leases.free_left(engine, some, _never_again(some, kept))
+                if any(kept[lock].is_cut_off for lock in some if lock.pk in freed):
+                    self.were_cut_off = True
             except (*TRANSIENT, ProgrammingError):  # the next try may have a better session
                 raise
             except Exception:
@@ -445,10 +457,11 @@ def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
     by_database: dict[str, Kept] = defaultdict(dict)
     for run in given_up:
         if run.task is not None:
-            runs.leave(run.task.database, run.kept)  # before it ends since it is given up
+            # Before it ends since it is given up.
+            runs.leave(run.task.database, run.kept, is_cut_off=level >= logging.WARNING)
             run.is_over = run.is_given_up = True
             kept = run.kept  # it may have begun before that
-            runs.leave(run.task.database, kept)
+            runs.leave(run.task.database, kept, is_cut_off=level >= logging.WARNING)
             by_database[run.task.database].update(kept)
     runs.wait_for_renewal()
     for using, kept in by_database.items():

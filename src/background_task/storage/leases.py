@@ -152,11 +152,14 @@ def hand_back(
     return mine
 
 
-def free_left(engine: Engine, locks: Sequence[Lock], never_again: Collection[Lock]) -> set[int]:
+def free_left(
+    engine: Engine, locks: Sequence[Lock], never_again: Collection[Lock]
+) -> tuple[set[int], set[int]]:
     """Do what :func:`hand_back` could not, without patience and without waiting for anybody.
 
     Returns:
-        the keys of rows that are ours still: somebody holds them in a transaction.
+        the keys of the rows that were freed, and of those that are ours still: somebody holds them
+        in a transaction.
     """
     with engine.transaction():
         if never_again and engine.vendor.durably:
@@ -169,7 +172,7 @@ def free_left(engine: Engine, locks: Sequence[Lock], never_again: Collection[Loc
         held = {row[0] for row in found if Lock._make(row) in left}
     if mine:
         tell_freed(engine)
-    return held
+    return set(mine), held
 
 
 def _give_up(engine: Engine, keys: Sequence[int], never_again: Collection[Lock]) -> None:

@@ -129,9 +129,14 @@ class Process:
                 self._open(stack)
                 try:
                     self._work()
+                    is_through = self._has_drained_in_time()
                 except BaseException:
                     runs.hand_back()
                     raise
+                if is_through:
+                    logger.info("Stopped; no task was left running")
+                else:
+                    self._hand_back()
         finally:
             self._tasks.database = outer
             go_back_to_pools(pooled)
@@ -309,8 +314,6 @@ class Process:
         # Before the others are stopped, who may then give back something.
         self.is_used_up = self._budget.is_spent or self._budget.was_too_heavy
         self._service.is_stopping()
-        self._drain()
-        logger.info("Stopped; no task was left running")
 
     def _wake_all(self) -> None:
         for each in (self, self._threads, self._coroutines):
@@ -453,8 +456,8 @@ class Process:
         self._wake_all()
         return False
 
-    def _drain(self) -> None:
-        """Wait for what runs in threads; a second request to stop hands it back instead."""
+    def _has_drained_in_time(self) -> bool:
+        """Wait for what runs in threads; False when it is not to be waited for any longer."""
         began, has_said = time.monotonic(), False
         patience = self._options.shutdown_timeout
         for each in (self._threads, self._coroutines):
@@ -466,11 +469,18 @@ class Process:
                 say(STOPPING)
             is_late = patience is not None and time.monotonic() - began > patience
             if getattr(self._signals, "force_now", False) or is_late:
-                raise ForcedStop
+                return False
+        return True
 
     def _has_drained(self) -> bool:
         drains = [each.drain for each in (self._threads, self._coroutines) if each is not None]
         return all(drain(0.1) for drain in drains) and self._tasks._pool_runner.drain(timeout=0.1)
+
+    def _hand_back(self) -> None:
+        runs.hand_back()
+        # What runs may have ended meanwhile, and is then no reason to complain.
+        if runs.were_cut_off or not self._has_drained():
+            raise ForcedStop
 
 
 def _settle_doubts(using: str) -> None:
