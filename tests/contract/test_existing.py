@@ -373,6 +373,26 @@ def test_what_runs_is_not_rescheduled_whatever_the_transaction_has_seen(
     ]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_as_many_rows_are_deleted_by_a_condition_with_parameters_as_django_deletes(
+    vendor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if vendor != "postgresql":
+        pytest.skip("the others have no limit, or Django keeps to it")
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
+    connection.close()
+    connection.features.__dict__.pop("uses_server_side_binding", None)
+    count = 33_000  # twice as many are more than PostgreSQL takes
+    Task.objects.bulk_create(
+        [Task(pk=key, task_name="many", run_at=timezone.now()) for key in range(1, count + 1)]
+    )
+    try:
+        assert Task.objects.filter(pk__in=range(1, count + 1)).delete()[0] == count
+    finally:
+        connection.close()
+        connection.features.__dict__.pop("uses_server_side_binding", None)
+
+
 def test_what_was_deleted_is_not_remembered(proxy: Any) -> None:
     proxy()
     rows = Task.objects.select_for_update()

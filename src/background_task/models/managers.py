@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # How many rows a statement may name: drivers have a limit.
 MOST_KEYS = 1_000
-# PostgreSQL counts the parameters of a statement in 16 bits; a condition may have some of its own.
-MOST_PARAMETERS = 60_000
+# PostgreSQL counts the parameters of a statement in 16 bits.
+MOST_PARAMETERS = 65_535
 # Beyond this a date could not be moved by it.
 LONGEST_LEASE = 10**9
 
@@ -103,8 +103,12 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         for start in range(0, len(keys), MOST_KEYS):
             some = rows.filter(pk__in=keys[start : start + MOST_KEYS]).order_by("pk")
             list(some.select_for_update().values_list("pk"))
+        if not keys:
+            return self.none()
         # Not by batches: some may be wanted for the sake of others, which would be gone.
-        return self.filter(pk__in=keys) if len(keys) <= MOST_PARAMETERS else self
+        kept = self.filter(pk__in=keys)
+        _, parameters = kept.query.get_compiler(kept.db).as_sql()
+        return kept if len(parameters) <= MOST_PARAMETERS else self
 
     def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
         """Store the rows, and remember that they were stored so, as ``save()`` does."""
