@@ -106,9 +106,8 @@ class TaskQuerySet(CreatedByQuerySet["Task"]):
         if not keys:
             return self.none()
         # Not by batches: some may be wanted for the sake of others, which would be gone.
-        kept = self.filter(pk__in=keys)
-        _, parameters = kept.query.get_compiler(kept.db).as_sql()
-        return kept if len(parameters) <= MOST_PARAMETERS else self
+        _, parameters = wanted.filter(pk__in=keys).query.get_compiler(self.db).as_sql()
+        return self.filter(pk__in=keys) if len(parameters) <= MOST_PARAMETERS else self
 
     def bulk_create(self, objs: Iterable[Task], *args: Any, **kwargs: Any) -> list[Task]:
         """Store the rows, and remember that they were stored so, as ``save()`` does."""
