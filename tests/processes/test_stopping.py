@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from notes import enqueue, noted
 from project.models import Note
 from support import Child, app_in, wait_until
@@ -128,6 +128,19 @@ def test_a_second_signal_ends_the_process_although_the_database_is_locked(
         stop_at_once(child)
         cursor.execute("ROLLBACK")
     assert "Traceback" not in child.text()
+
+
+def test_it_is_no_success_if_what_was_given_up_has_ended_and_its_row_is_still_held(
+    worker: Callable[..., Child], tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    enqueue("journal_async", "long", 1.5)
+    child = worker(TEST_JOURNAL=str(journal))
+    wait_until(lambda: journal.exists() and "long" in journal.read_text())
+    with transaction.atomic():
+        Task.objects.update(priority=1)
+        stop_at_once(child)
+    assert not CompletedTask.objects.exists()
 
 
 @pytest.mark.parametrize("number", STOPS)

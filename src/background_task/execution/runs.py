@@ -150,8 +150,7 @@ class Runs:
         self._left: dict[str, Kept] = defaultdict(dict)
         self._stuck: dict[str, set[Lock]] = defaultdict(set)
         self._renewed: dict[str, datetime] = {}
-        # Whether something that ran was handed back, since the process was not to wait for it.
-        self.were_cut_off = False
+        self._some_was_cut_off = False
 
     def begin(self, task: Task | None) -> Run:
         """Count ``task``, which is locked, as running; calling it again changes nothing."""
@@ -213,6 +212,18 @@ class Runs:
         with self._lock:
             return not (self._runs or self._others)
 
+    @property
+    def were_cut_off(self) -> bool:
+        """Whether something that ran was given up, since the process was not to wait for it."""
+        with self._lock:
+            left = [each for kept in self._left.values() for each in kept.values()]
+        # Of what is about to be handed back nobody knows whether it has just ended.
+        return self._some_was_cut_off or any(each.is_cut_off for each in left)
+
+    def note_cut_off(self) -> None:
+        """Note that something was."""
+        self._some_was_cut_off = True
+
     def keys(self, using: str) -> set[int]:
         """Return the keys of the rows that this process runs, in one database."""
         own = {run.task.pk for run in self._all() if run.task and run.task.database == using}
@@ -245,12 +256,10 @@ class Runs:
                     names,
                     reason(error),
                 )
-                if is_cut_off:
-                    self.were_cut_off = True
             else:
-                self._forget(engine.using, some)
                 if is_cut_off and ours:
-                    self.were_cut_off = True
+                    self.note_cut_off()
+                self._forget(engine.using, some)
                 for lock in some:
                     if lock.pk in ours:
                         say = CUT_OFF if lock in never_again else HANDED_BACK
@@ -321,7 +330,7 @@ class Runs:
             try:
                 freed, held = leases.free_left(engine, some, _never_again(some, kept))
                 if any(kept[lock].is_cut_off for lock in some if lock.pk in freed):
-                    self.were_cut_off = True
+                    self.note_cut_off()
             except (*TRANSIENT, ProgrammingError):  # the next try may have a better session
                 raise
             except Exception:
@@ -330,6 +339,8 @@ class Runs:
                     len(some),
                 )
                 self.leave_stuck(engine.using, {lock: kept[lock] for lock in some})
+                if any(kept[lock].is_cut_off for lock in some):
+                    self.note_cut_off()
             self._forget(engine.using, [lock for lock in some if lock.pk not in held])
 
     def doubt(self, using: str, *, lasts: float = LONGEST_DOUBT) -> None:

@@ -16,6 +16,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from background_task import vendors
 
+# How long a statement of another thread may keep a connection that is to be closed, in seconds.
+LONGEST_STATEMENT = 1.0
+
 
 class Engine:
     """Statements for the queue's database.
@@ -119,9 +122,16 @@ class Engine:
             raise
 
     def close(self) -> None:
-        """Close the connection; one that is broken already may complain."""
-        with suppress(Exception):
-            self.connection.close()
+        """Close the connection, unless another thread goes on using it.
+
+        To close one of SQLite beside a statement ends the process.
+        """
+        if self.lock.acquire(timeout=LONGEST_STATEMENT):
+            try:
+                with suppress(Exception):  # one that is broken already may complain
+                    self.connection.close()
+            finally:
+                self.lock.release()
 
 
 def apart(using: str) -> BaseDatabaseWrapper:

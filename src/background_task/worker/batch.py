@@ -102,7 +102,7 @@ class Batch:
             if self._current is not None:
                 say = CUT_OFF if self._must_not_run_twice else HANDED_BACK
                 logger.warning(say, self._current)
-                runs.were_cut_off = True
+                runs.note_cut_off()
                 self._waiting.appendleft(self._current)
                 self._current = None
 

@@ -220,13 +220,13 @@ class Process:
     def _open_batches(self, stack: ExitStack) -> None:
         tasks, options = self._tasks, self._options
         engine = Engine(self._using)
-        stack.callback(engine.close)
         if options.threads > 1:
             self._threads = Threads(
                 options.threads, self._make_functions, engine, on_hunger=self._expect_hunger
             )
             stack.callback(self._threads.stop)
         else:
+            stack.callback(engine.close)
             self._functions = self._make_functions(engine)
             stack.callback(self._functions.close)
         self._coroutines = Coroutines(

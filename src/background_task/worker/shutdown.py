@@ -37,15 +37,16 @@ def leave_soon(signals: SignalManager) -> None:
     """End the process soon after a second signal, whether or not the main thread gets to it."""
     hold_off_signals()
     time.sleep(GRACE)
-    runs.were_cut_off |= not runs.is_empty
     hand_back()
+    if not runs.is_empty:
+        runs.note_cut_off()
     leave(stop_code(signals.signum))
 
 
 def hand_back() -> None:
     """Give up what runs, without waiting for the database for long."""
     if not _do_for_a_while(runs.hand_back):
-        runs.were_cut_off = True  # as far as anybody knows
+        runs.note_cut_off()  # as far as anybody knows
 
 
 def stop_code(signum: int | None) -> int:

@@ -28,7 +28,7 @@ class Threads:
     Args:
         count: how many.
         make: makes what a thread runs, on the connection that they share.
-        engine: that connection.
+        engine: that connection, which the last of them closes.
         on_hunger: called when a thread begins to wait.
     """
 
@@ -51,6 +51,7 @@ class Threads:
         self._woken = 0
         self._is_stopping = False
         self._threads: list[threading.Thread] = []
+        self._at_work = 0
 
     @property
     def is_hungry(self) -> bool:
@@ -70,6 +71,7 @@ class Threads:
         """Take and run tasks from now on; calling it again changes nothing."""
         if self._threads or self._is_stopping:
             return
+        self._at_work = self._count
         for number in range(self._count):
             thread = threading.Thread(
                 target=self._work, name=f"functions {number + 1}", daemon=True
@@ -115,6 +117,11 @@ class Threads:
         functions.close()
         with suppress(Exception):
             connections.close_all()  # this thread's own
+        with self._changed:
+            self._at_work -= 1
+            is_last = self._at_work == 0
+        if is_last:
+            self._engine.close()
 
     def _wait(self, timeout: float | None) -> None:
         with self._changed:
