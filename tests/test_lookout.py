@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +313,19 @@ def test_a_row_without_a_state_that_somebody_has_locked_keeps_no_other_waiting()
         Task.objects.select_for_update().get(state=None)
         with looking_out(hungry):
             assert hungry.woken.wait(20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+def test_a_lookout_that_has_ended_leaves_no_file_open() -> None:
+    opened = []
+    for _ in range(2):
+        with looking_out(Waiting("project.tasks.note", is_hungry=True)):
+            pass
+        opened.append(sorted(str(file.readlink()) for file in open_files()))
+    before, after = opened
+    assert len(after) == len(before), f"{before} became {after}"
+
+
+def open_files() -> list[Path]:
+    """Return the open files of this process, but for the one by which they are listed."""
+    return [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]

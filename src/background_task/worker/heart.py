@@ -266,7 +266,8 @@ class Heart:
             workers.deregister(self._engine, self._worker_id)
             if self._lock is not None:
                 self._lock.release()
-        self._engine.close()
+        with suppress(Exception):
+            self._disconnect()
 
 
 def _between_expiries() -> float:

@@ -71,7 +71,6 @@ class Threads:
         """Take and run tasks from now on; calling it again changes nothing."""
         if self._threads or self._is_stopping:
             return
-        self._at_work = self._count
         for number in range(self._count):
             thread = threading.Thread(
                 target=self._work, name=f"functions {number + 1}", daemon=True
@@ -100,6 +99,8 @@ class Threads:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
+        with self._changed:
+            self._at_work += 1
         keep_out_of_pools()
         functions = self._make(self._engine)
         while not self._is_stopping and not SignalManager.is_stopping():
