@@ -235,15 +235,15 @@ class Runs:
         """Return the runs of a row, in whichever database."""
         return [run for run in self._all() if run.task is not None and run.task.pk == pk]
 
-    def give_up(self, engine: Engine, kept: Kept, level: int) -> None:
+    def give_up(self, engine: Engine, kept: Kept, *, is_cut_off: bool) -> None:
         """Hand rows back; those are left with which that fails.
 
         Args:
             engine: where.
             kept: the rows.
-            level: at which the log tells of each.
+            is_cut_off: see :meth:`leave`; it is what the log warns of.
         """
-        is_cut_off = level >= logging.WARNING
+        level = logging.WARNING if is_cut_off else logging.DEBUG
         self.leave(engine.using, kept, is_cut_off=is_cut_off)
         for some in in_batches(kept):
             never_again = _never_again(some, kept)
@@ -395,11 +395,11 @@ class Runs:
             only: give up these and no others, which nobody is about to begin: nothing to warn of.
         """
         given_up = self._all() if only is None else only
-        level = logging.WARNING if only is None else logging.DEBUG
-        if only is None:
+        is_cut_off = only is None
+        if is_cut_off:
             for using, kept in self._kept().items():
-                self.give_up(Engine.on(using), kept, level)
-        _hand_back(given_up, level)
+                self.give_up(Engine.on(using), kept, is_cut_off=True)
+        _hand_back(given_up, is_cut_off=is_cut_off)
         for run in only or ():
             self.end(run.task)
 
@@ -464,19 +464,19 @@ def _never_again(some: Sequence[Lock], kept: Kept) -> list[Lock]:
     return [lock for lock in some if kept[lock].is_never_again]
 
 
-def _hand_back(given_up: Sequence[Run], level: int = logging.WARNING) -> None:
+def _hand_back(given_up: Sequence[Run], *, is_cut_off: bool = True) -> None:
     by_database: dict[str, Kept] = defaultdict(dict)
     for run in given_up:
         if run.task is not None:
             # Before it ends since it is given up.
-            runs.leave(run.task.database, run.kept, is_cut_off=level >= logging.WARNING)
+            runs.leave(run.task.database, run.kept, is_cut_off=is_cut_off)
             run.is_over = run.is_given_up = True
             kept = run.kept  # it may have begun before that
-            runs.leave(run.task.database, kept, is_cut_off=level >= logging.WARNING)
+            runs.leave(run.task.database, kept, is_cut_off=is_cut_off)
             by_database[run.task.database].update(kept)
     runs.wait_for_renewal()
     for using, kept in by_database.items():
-        runs.give_up(Engine.on(using), kept, level)
+        runs.give_up(Engine.on(using), kept, is_cut_off=is_cut_off)
     for run in given_up:
         if run.cancel is not None:
             run.cancel()

@@ -7,7 +7,6 @@ delays no others, and keeps no transaction open. So every step is taken under on
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -196,7 +195,7 @@ class Batch:
             logger.warning("A batch could not be recorded: %s", reason(error))
         self._unrecorded += [each for each in ended if each.claim.pk not in recorded]
         if self._waiting:
-            runs.give_up(self._engine, self.keeping(self._waiting), logging.DEBUG)
+            runs.give_up(self._engine, self.keeping(self._waiting), is_cut_off=False)
             self._waiting.clear()
 
     def _take_again(self, ended: Sequence[Ended]) -> None:
