@@ -39,9 +39,13 @@ from background_task.storage import (
 )
 from background_task.storage.engine import Engine
 from background_task.tasks import Tasks, tasks
+from background_task.worker import functions as by_batch
 from background_task.worker import taking
 from background_task.worker.batch import Batch
+from background_task.worker.budget import Budget
 from background_task.worker.duties import Duties
+from background_task.worker.functions import Functions
+from background_task.worker.options import Queues
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -315,6 +319,38 @@ def test_a_batch_takes_a_few_statements_however_many_rows_there_are(engine: Engi
 
     most = {"postgresql": (1, 4), "mysql": (4, 4), "sqlite": (5, 4)}
     assert statements(2) == statements(400) == most[engine.connection.vendor]
+
+
+def test_a_task_that_comes_alone_after_many_runs_after_as_few_statements_as_the_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_batch, "ALONE", 1000)  # nobody looks for what has lost a worker
+    registry = Tasks()
+    statements: list[str] = []
+    before: list[str] = []
+
+    @registry.background(name="a task")
+    def work(number: int) -> None:
+        before[:] = statements
+
+    def note(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *args)
+
+    def before_one_runs() -> int:
+        rows(1)
+        statements.clear()
+        with engine.connection.execute_wrapper(note):
+            assert functions.run_some()
+        return len(before)
+
+    functions = Functions(registry, engine, Queues(), None, Budget(), lambda keys: True)
+    at_first = before_one_runs()
+    rows(200)
+    while functions.run_some():
+        pass
+    assert [before_one_runs(), before_one_runs()] == [at_first, at_first]
+    functions.close()
 
 
 @pytest.mark.parametrize("value", [None, "5", json.dumps({"a": ['"\\ \n{}, ñ', None, "NULL"]})])

@@ -22,6 +22,8 @@ class Grant:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        # How many of the budget are kept for it: at first what may be taken, then what was.
+        self.reserved = most
         self.taken = 0
         # How many of those that were taken have begun; who takes more than one says so.
         self.begun: Callable[[], int] = lambda: self.taken
@@ -64,8 +66,8 @@ class Budget:
             finally:
                 with self._lock:
                     self._run += grant.taken
-                    self._take_back(grant.most - grant.taken)
-                    grant.most = grant.taken
+                    self._take_back(grant.reserved - grant.taken)
+                    grant.reserved = grant.taken
                     if grant.begun() == grant.taken:
                         self._open.remove(grant)
 
@@ -88,7 +90,7 @@ class Budget:
         if self._left is None:
             return None
         with self._lock:
-            return self._left + sum(grant.most - grant.begun() for grant in self._open)
+            return self._left + sum(grant.reserved - grant.begun() for grant in self._open)
 
     @property
     def is_spent(self) -> bool:

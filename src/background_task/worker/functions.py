@@ -116,6 +116,7 @@ class Functions:
             if batch is not None:
                 grant.taken, grant.begun = batch.size, lambda: batch.begun
         if batch is None:
+            self._may_hold = False  # what comes next may come alone
             self._forget_held()
             return False
         is_full = batch.size == grant.most
