@@ -38,3 +38,10 @@ def test_what_was_not_found_may_be_taken_later() -> None:
         grant.taken = 1
     assert budget.left == 2
     assert Budget().left is None
+
+
+def test_a_grant_goes_on_to_tell_how_many_might_have_been_taken() -> None:
+    for most in (None, 5):
+        with Budget(most).grant(3) as grant:
+            grant.taken = 1
+        assert grant.most == 3

@@ -43,7 +43,7 @@ WORTH_HOLDING = 20
 # The exit code of a process that cannot go on, as sysexits.h has it.
 EX_SOFTWARE = 70
 
-# One batch in so many is a single task that has lost a worker, if there is one.
+# After so many turns without one, a batch is a single task that has lost a worker, if any has.
 ALONE = 8
 
 
@@ -161,7 +161,7 @@ class Functions:
     def _take(self, most: int) -> Batch | None:
         steps = self._queues.steps(self._names.functions(), self._backend)
         self._turn += 1
-        if self._turn % ALONE == 0 and (batch := self._rescue(steps)) is not None:
+        if self._turn >= ALONE and (batch := self._rescue(steps)) is not None:
             return batch
         may_hold = self._may_hold and most >= WORTH_HOLDING and self._engine.vendor.can_hold
         take = self._hold if may_hold and self._note_held is not None else self._mark
@@ -210,6 +210,8 @@ class Functions:
                 self._has_noted = not self._note_held(())
 
     def _rescue(self, steps: Sequence[Wanted]) -> Batch | None:
+        self._turn = 0
+
         # By itself: if it ends this worker too, no other is lost with it.
         def verb() -> Batch | None:
             for wanted in steps:
