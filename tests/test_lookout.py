@@ -79,6 +79,22 @@ class Becoming(Waiting):
         self._is_hungry = value
 
 
+class Hindering(Waiting):
+    """Who keeps the lookout that asks, once ``goes_on`` is cleared, until it is set."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hinders = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    def wanted(self) -> Wanted:
+        if not self.goes_on.is_set():
+            self.hinders.set()
+            self.goes_on.wait(20)
+        return super().wanted()
+
+
 # One; another in case that who has just told of a row does not do so again; and a question.
 FIRST_LOOKS = {"sqlite": 1, "postgresql": 2, "mysql": 3}
 
@@ -321,6 +337,24 @@ def test_a_lookout_that_has_ended_leaves_no_file_open() -> None:
     for _ in range(2):
         with looking_out(Waiting("project.tasks.note", is_hungry=True)):
             pass
+        opened.append(sorted(str(file.readlink()) for file in open_files()))
+    before, after = opened
+    assert len(after) == len(before), f"{before} became {after}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+def test_a_lookout_that_ends_after_it_was_waited_for_leaves_no_file_open() -> None:
+    opened, ended = [], []  # which keeps the collector from closing what they have left
+    for _ in range(2):
+        hindering = Hindering("project.tasks.note", is_hungry=True)
+        with looking_out(hindering) as lookout:
+            hindering.goes_on.clear()
+            lookout.poke()
+            assert hindering.hinders.wait(20)
+        assert lookout.is_alive
+        ended.append(lookout)
+        hindering.goes_on.set()
+        wait_until(lambda: not lookout.is_alive)
         opened.append(sorted(str(file.readlink()) for file in open_files()))
     before, after = opened
     assert len(after) == len(before), f"{before} became {after}"

@@ -90,14 +90,14 @@ class Heart:
         return self._registered.wait(timeout)
 
     def stop(self) -> None:
-        """Say that this worker takes no more tasks, and end the thread."""
+        """Say that this worker takes no more tasks, and end the thread.
+
+        It is not waited for longer than a second: it may be waiting for the database.
+        """
         self._is_stopping = True
         self.poke()
         if self._thread.is_alive():
             self._thread.join(LONGEST_PAUSE)
-        for end in (self._selector, self._asked, self._asking):
-            with suppress(OSError):
-                end.close()
 
     def poke(self) -> None:
         """Let it look at once; safe in any thread."""
@@ -141,6 +141,9 @@ class Heart:
                 self._on_beat()
                 self._begin_anew(next(pauses))
         self._leave()
+        for end in (self._selector, self._asked, self._asking):
+            with suppress(OSError):
+                end.close()
 
     def _misses(self, error: Exception) -> None:
         """Say that the database is away: at once, and then every now and then."""
