@@ -654,13 +654,16 @@ def test_what_cannot_be_taken_is_not_looked_for(engine: Engine) -> None:
     assert readiness.look(engine, wanted).is_ready
 
 
-def test_what_was_held_and_is_given_back_is_no_longer_noted(engine: Engine, vendor: str) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_was_held_and_is_marked_or_given_back_is_no_longer_noted(
+    engine: Engine, vendor: str, count: int
+) -> None:
     if vendor == "sqlite":
         pytest.skip("SQLite locks the whole database, not a row")
     now = timezone.now()
     Worker.objects.create(worker_id=ME.worker_id, name="me", started_at=now, seen_at=now)
     readiness.settle(engine)
-    rows(3)
+    rows(count)
     engine.begin()
     claims = claim.hold(engine, Wanted(NAMES), 100)
     Worker.objects.update(held=",".join(str(each.pk) for each in claims))

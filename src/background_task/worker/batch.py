@@ -176,7 +176,9 @@ class Batch:
                     move(self._engine, ended, self._by, Owned.HELD)
                 if self._current is not None:
                     (self._current,) = claiming.mark_held(self._engine, [self._current], self._by)
-                if is_cut:  # they are not to be blamed if this worker dies
+                if is_cut or self._current is not None:
+                    # What waits on is not to be blamed if this worker dies, nor what will be tried
+                    # again; what runs is marked.
                     workers.note_held(self._engine, self._by.worker_id, ())
                 self._engine.commit()
                 if is_cut:
