@@ -654,21 +654,49 @@ def test_what_cannot_be_taken_is_not_looked_for(engine: Engine) -> None:
     assert readiness.look(engine, wanted).is_ready
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_what_was_held_and_is_marked_or_given_back_is_no_longer_noted(
-    engine: Engine, vendor: str, count: int
-) -> None:
+@pytest.fixture
+def held(engine: Engine, vendor: str) -> Callable[[int], Batch]:
+    """Store rows and hold them, which is noted; one of them has begun, the others wait."""
     if vendor == "sqlite":
         pytest.skip("SQLite locks the whole database, not a row")
-    now = timezone.now()
-    Worker.objects.create(worker_id=ME.worker_id, name="me", started_at=now, seen_at=now)
-    readiness.settle(engine)
-    rows(count)
-    engine.begin()
-    claims = claim.hold(engine, Wanted(NAMES), 100)
-    Worker.objects.update(held=",".join(str(each.pk) for each in claims))
-    batch = Batch(engine, claims, ME, is_held=True)
-    batch.next()
+
+    def held(count: int) -> Batch:
+        now = timezone.now()
+        Worker.objects.create(worker_id=ME.worker_id, name="me", started_at=now, seen_at=now)
+        readiness.settle(engine)
+        rows(count)
+        engine.begin()
+        claims = claim.hold(engine, Wanted(NAMES), 100)
+        Worker.objects.update(held=",".join(str(each.pk) for each in claims))
+        batch = Batch(engine, claims, ME, is_held=True)
+        batch.next()
+        return batch
+
+    return held
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_was_held_and_is_marked_or_given_back_is_no_longer_noted(
+    engine: Engine, held: Callable[[int], Batch], count: int, is_lost: bool
+) -> None:
+    batch = held(count)
+    if is_lost:
+        engine.connection.connection.close()
     batch.current_marked()
     assert Worker.objects.get().held == ""
     assert Task.objects.filter(locked_by__isnull=False).count() == 1
+
+
+def test_a_batch_is_recorded_though_its_note_cannot_be_changed(
+    engine: Engine, held: Callable[[int], Batch], vendor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeout = "lock_timeout = 100" if vendor == "postgresql" else "innodb_lock_wait_timeout = 1"
+    engine.run(f"SET {timeout}")
+    batch = held(3)
+    with transaction.atomic():
+        Worker.objects.select_for_update().get()
+        batch.current_marked()
+    assert Worker.objects.get().held
+    assert Task.objects.filter(locked_by__isnull=False).count() == 1
+    assert "could not be recorded" not in caplog.text

@@ -360,6 +360,15 @@ def test_a_lookout_that_ends_after_it_was_waited_for_leaves_no_file_open() -> No
     assert len(after) == len(before), f"{before} became {after}"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+def test_a_lookout_that_could_not_begin_leaves_no_file_open() -> None:
+    before = open_files()
+    lookout = Lookout("default", name="", queues="*", drivers=[], sleep=120)
+    assert len(open_files()) > len(before)
+    lookout.stop()
+    assert len(open_files()) == len(before)
+
+
 def open_files() -> list[Path]:
     """Return the open files of this process, but for the one by which they are listed."""
     return [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]

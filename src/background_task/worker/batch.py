@@ -176,18 +176,18 @@ class Batch:
                     move(self._engine, ended, self._by, Owned.HELD)
                 if self._current is not None:
                     (self._current,) = claiming.mark_held(self._engine, [self._current], self._by)
-                if is_cut or self._current is not None:
-                    # What waits on is not to be blamed if this worker dies, nor what will be tried
-                    # again; what runs is marked.
-                    workers.note_held(self._engine, self._by.worker_id, ())
                 self._engine.commit()
-                if is_cut:
-                    tell_freed(self._engine)
             except Exception as error:
                 logger.warning("A batch of %d could not be recorded: %s", len(ended), reason(error))
                 self._engine.roll_back()
                 runs.doubt(self._engine.using)
                 self._take_again(ended)
+                self._forget_note()
+                return
+            if is_cut or self._current is not None:
+                self._forget_note()
+            if is_cut:
+                tell_freed(self._engine)
             return
         recorded: set[int] = set()
         try:
@@ -199,6 +199,11 @@ class Batch:
         if self._waiting:
             runs.give_up(self._engine, self.keeping(self._waiting), is_cut_off=False)
             self._waiting.clear()
+
+    def _forget_note(self) -> None:
+        """Blame none of what was held if this worker dies: what runs is marked, the others wait."""
+        with suppress(Exception):  # it may have counted once too often; nothing else depends on it
+            workers.note_held(self._engine, self._by.worker_id, ())
 
     def _take_again(self, ended: Sequence[Ended]) -> None:
         """After what was held was lost: record it, unless somebody else has taken it."""

@@ -98,6 +98,8 @@ class Heart:
         self.poke()
         if self._thread.is_alive():
             self._thread.join(LONGEST_PAUSE)
+        elif self._thread.ident is None:  # it could not be started
+            self._close()
 
     def poke(self) -> None:
         """Let it look at once; safe in any thread."""
@@ -126,6 +128,19 @@ class Heart:
 
     def _work(self) -> None:
         hold_off_signals()
+        try:
+            self._live_on()
+            self._leave()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for end in (self._selector, self._asked, self._asking):
+            with suppress(OSError):
+                end.close()
+
+    def _live_on(self) -> None:
+        """Live until the worker stops, over one connection after the other."""
         pauses = _pauses()
         while not self._is_stopping:
             began = time.monotonic()
@@ -140,10 +155,6 @@ class Heart:
             if not self._is_stopping:
                 self._on_beat()
                 self._begin_anew(next(pauses))
-        self._leave()
-        for end in (self._selector, self._asked, self._asking):
-            with suppress(OSError):
-                end.close()
 
     def _misses(self, error: Exception) -> None:
         """Say that the database is away: at once, and then every now and then."""
