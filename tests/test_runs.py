@@ -17,11 +17,12 @@ from support import wait_until
 from background_task import background
 from background_task.exceptions import TaskCancelledError
 from background_task.execution.attempt import Attempt
-from background_task.execution.runs import Keeping, Run, runs
+from background_task.execution.runs import Keeping, Run, Runs, runs
 from background_task.models import CompletedTask, Task
 from background_task.states import State
 from background_task.storage.engine import Engine
 from background_task.storage.leases import Lock
+from background_task.storage.notifications import told_here
 from background_task.tasks import logger, tasks
 from background_task.utils import ForcedStop
 from background_task.worker import taking
@@ -170,6 +171,35 @@ def test_what_is_handed_back_while_it_ends_is_not_forgotten(engine: Engine) -> N
     thread.join()
     found = Task.objects.get()
     assert (found.locked_by, found.losses) == (None, 1)
+
+
+def test_what_was_cut_off_counts_though_another_thread_has_freed_it_a_moment_before(
+    engine: Engine,
+) -> None:
+    row, freed, goes_on = locked(), threading.Event(), threading.Event()
+    own, were_cut_off = Runs(), []
+
+    def pause() -> None:
+        freed.set()
+        goes_on.wait(20)
+
+    def give_up() -> None:
+        own.give_up(Engine.on("default"), kept(row), is_cut_off=True)
+        were_cut_off.append(own.were_cut_off)
+        connection.close()
+
+    own.leave("default", kept(row), is_cut_off=True)
+    threads = [threading.Thread(target=own.give_up_left, args=[engine])]
+    with told_here("default", pause):
+        threads[0].start()
+        assert freed.wait(20)
+    threads.append(threading.Thread(target=give_up))
+    threads[1].start()
+    threads[1].join(0.2)
+    goes_on.set()
+    for thread in threads:
+        thread.join()
+    assert were_cut_off == [True]
 
 
 def test_what_must_not_begin_twice_has_failed_when_its_success_cannot_be_recorded(

@@ -40,7 +40,8 @@ CUT_OFF = "%s was cut off, and is not run again, since it must not begin twice"
 NOT_OURS = "%s %s, but its row was deleted or taken over meanwhile"
 
 LONGEST_INTERVAL = 60.0
-LONGEST_RENEWAL = 1.0
+# How long one thread waits for what another does with the leases.
+LONGEST_WAIT = 1.0
 # How long the server may take to see through what it was asked over a connection that is lost.
 LONGEST_DOUBT = 30.0
 # After so many seconds a row that was taken is known to those who look after the runs.
@@ -143,6 +144,7 @@ class Runs:
         self._others: dict[Callable[[], Kept], Others] = {}
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
+        self._freeing = threading.Lock()
         self._begun = threading.Event()
         self._keeper: threading.Thread | None = None
         self._in_doubt: set[str] = set()
@@ -259,7 +261,11 @@ class Runs:
             else:
                 if is_cut_off and ours:
                     self.note_cut_off()
-                self._forget(engine.using, some)
+                # Another thread that has freed one of them may be about to note it.
+                is_open = is_cut_off and len(ours) < len(some) and not self._wait_for(self._freeing)
+                self._forget(
+                    engine.using, [each for each in some if each.pk in ours or not is_open]
+                )
                 for lock in some:
                     if lock.pk in ours:
                         say = CUT_OFF if lock in never_again else HANDED_BACK
@@ -324,24 +330,31 @@ class Runs:
     def give_up_left(self, engine: Engine) -> None:
         """Hand back what was left, but for what a transaction holds; in any thread."""
         with self._lock:
-            kept = dict(self._left[engine.using])
-        for some in in_batches(kept):
-            held: set[int] = set()
-            try:
-                freed, held = leases.free_left(engine, some, _never_again(some, kept))
-                if any(kept[lock].is_cut_off for lock in some if lock.pk in freed):
-                    self.note_cut_off()
-            except (*TRANSIENT, ProgrammingError):  # the next try may have a better session
-                raise
-            except Exception:
-                logger.exception(
-                    "%d rows stay locked until MAX_RUN_TIME is over, and count as lost then",
-                    len(some),
-                )
-                self.leave_stuck(engine.using, {lock: kept[lock] for lock in some})
-                if any(kept[lock].is_cut_off for lock in some):
-                    self.note_cut_off()
-            self._forget(engine.using, [lock for lock in some if lock.pk not in held])
+            if not self._left[engine.using]:
+                return
+        with self._freeing:
+            with self._lock:
+                kept = dict(self._left[engine.using])
+            for some in in_batches(kept):
+                self._free_left(engine, some, kept)
+
+    def _free_left(self, engine: Engine, some: Sequence[Lock], kept: Kept) -> None:
+        held: set[int] = set()
+        try:
+            freed, held = leases.free_left(engine, some, _never_again(some, kept))
+            if any(kept[lock].is_cut_off for lock in some if lock.pk in freed):
+                self.note_cut_off()
+        except (*TRANSIENT, ProgrammingError):  # the next try may have a better session
+            raise
+        except Exception:
+            logger.exception(
+                "%d rows stay locked until MAX_RUN_TIME is over, and count as lost then",
+                len(some),
+            )
+            self.leave_stuck(engine.using, {lock: kept[lock] for lock in some})
+            if any(kept[lock].is_cut_off for lock in some):
+                self.note_cut_off()
+        self._forget(engine.using, [lock for lock in some if lock.pk not in held])
 
     def doubt(self, using: str, *, lasts: float = LONGEST_DOUBT) -> None:
         """Say that this process may have locked rows which it does not run: an answer was lost.
@@ -434,8 +447,14 @@ class Runs:
 
     def wait_for_renewal(self) -> None:
         """Wait until no lease is being renewed, but not for long."""
-        if self._renewing.acquire(timeout=LONGEST_RENEWAL):
-            self._renewing.release()
+        self._wait_for(self._renewing)
+
+    @staticmethod
+    def _wait_for(lock: threading.Lock) -> bool:
+        """Wait until nobody holds it, but not for long; tells whether that is so."""
+        if is_free := lock.acquire(timeout=LONGEST_WAIT):
+            lock.release()
+        return is_free
 
     def _all(self) -> list[Run]:
         with self._lock:
