@@ -143,6 +143,13 @@ class Child:
         """Return the exit code."""
         return self.process.wait(timeout)
 
+    def stop_twice(self, second: signal.Signals = signal.SIGTERM) -> int:
+        """Ask a worker to end, and again when that was heard; return the exit code."""
+        self.send(signal.SIGTERM)
+        wait_until(lambda: "Stopping when what runs has ended" in self.text())
+        self.send(second)
+        return self.wait()
+
     def end(self) -> None:
         """Kill it and what it has started, such as the process that an autoreloader watches."""
         with contextlib.suppress(ProcessLookupError):

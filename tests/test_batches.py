@@ -324,29 +324,25 @@ def test_a_task_that_comes_alone_after_many_runs_after_as_few_statements_as_the_
     engine: Engine,
 ) -> None:
     registry = Tasks()
-    statements: list[str] = []
-    before: list[str] = []
+    statements = CaptureQueriesContext(engine.connection)
+    before: list[int] = []
 
     @registry.background(name="a task")
     def work(number: int) -> None:
-        before[:] = statements
-
-    def note(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        statements.append(sql)
-        return execute(sql, *args)
+        before.append(len(statements))
 
     def before_one_runs() -> int:
         rows(1)
-        statements.clear()
-        with engine.connection.execute_wrapper(note):
+        with statements:
             assert functions.run_some()
-        return len(before)
+        return before[-1]
 
     functions = Functions(registry, engine, Queues(), None, Budget(), lambda keys: True)
     at_first = before_one_runs()
     rows(200)
-    while functions.run_some():
-        pass
+    with statements:
+        while functions.run_some():
+            pass
     for _ in range(8):  # within which it looks for what has lost a worker, but not before a task
         assert [before_one_runs(), before_one_runs()] == [at_first, at_first]
         assert not functions.run_some()

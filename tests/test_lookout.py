@@ -331,18 +331,23 @@ def test_a_row_without_a_state_that_somebody_has_locked_keeps_no_other_waiting()
             assert hungry.woken.wait(20)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+lists_open_files = pytest.mark.skipif(
+    sys.platform != "linux", reason="open files are listed elsewhere, or nowhere"
+)
+
+
+@lists_open_files
 def test_a_lookout_that_has_ended_leaves_no_file_open() -> None:
     opened = []
     for _ in range(2):
         with looking_out(Waiting("project.tasks.note", is_hungry=True)):
             pass
-        opened.append(sorted(str(file.readlink()) for file in open_files()))
+        opened.append(open_files())
     before, after = opened
     assert len(after) == len(before), f"{before} became {after}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+@lists_open_files
 def test_a_lookout_that_ends_after_it_was_waited_for_leaves_no_file_open() -> None:
     opened, ended = [], []  # which keeps the collector from closing what they have left
     for _ in range(2):
@@ -355,12 +360,12 @@ def test_a_lookout_that_ends_after_it_was_waited_for_leaves_no_file_open() -> No
         ended.append(lookout)
         hindering.goes_on.set()
         wait_until(lambda: not lookout.is_alive)
-        opened.append(sorted(str(file.readlink()) for file in open_files()))
+        opened.append(open_files())
     before, after = opened
     assert len(after) == len(before), f"{before} became {after}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed elsewhere, or nowhere")
+@lists_open_files
 def test_a_lookout_that_could_not_begin_leaves_no_file_open() -> None:
     before = open_files()
     lookout = Lookout("default", name="", queues="*", drivers=[], sleep=120)
@@ -369,6 +374,7 @@ def test_a_lookout_that_could_not_begin_leaves_no_file_open() -> None:
     assert len(open_files()) == len(before)
 
 
-def open_files() -> list[Path]:
-    """Return the open files of this process, but for the one by which they are listed."""
-    return [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+def open_files() -> list[str]:
+    """Return what this process has open, but for the folder by which it is listed."""
+    files = Path("/proc/self/fd").iterdir()
+    return sorted(str(file.readlink()) for file in files if file.is_symlink())

@@ -165,10 +165,7 @@ def test_a_second_signal_hands_all_of_them_back_at_once(worker: Callable[..., Ch
     wait_until(lambda: Task.objects.filter(locked_by__isnull=False).count() == 300)
     enqueue("slow_async", "last", 600)
     wait_until(noted("last begins"))
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGTERM)
-    assert child.wait() == 128 + signal.SIGTERM, child.text()
+    assert child.stop_twice() == 128 + signal.SIGTERM, child.text()
     rows = Task.objects.values_list("locked_by", "attempts", "last_error", "losses")
     assert set(rows) == {(None, 0, "", None)}
     assert "Traceback" not in child.text()

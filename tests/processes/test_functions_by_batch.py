@@ -154,10 +154,7 @@ def test_a_second_signal_hands_back_what_runs_and_records_what_has_ended(
     wait_until(lambda: CompletedTask.objects.count() == 300)
     enqueue(*notes(5), ("slow", "long", 600), *notes(50, "behind"))
     wait_until(noted("long begins"))
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGTERM)
-    assert child.wait() == 128 + signal.SIGTERM, child.text()
+    assert child.stop_twice() == 128 + signal.SIGTERM, child.text()
     assert CompletedTask.objects.count() == 305
     assert set(Task.objects.values_list("locked_by", "attempts", "losses")) == {(None, 0, None)}
     assert Task.objects.count() == 51

@@ -23,17 +23,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGTSTP]
 
 
-def stop_twice(child: Child, second: signal.Signals) -> int:
-    """Ask for an end once, and again when that was heard; return the exit code."""
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(second)
-    return child.wait()
-
-
 def stop_at_once(child: Child) -> None:
-    """The same; the worker ends as forced."""
-    assert stop_twice(child, signal.SIGINT) == 128 + signal.SIGINT, child.text()
+    """Ask for an end twice; the worker ends as forced."""
+    assert child.stop_twice(signal.SIGINT) == 128 + signal.SIGINT, child.text()
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -330,7 +322,7 @@ def test_it_is_a_success_if_what_ran_has_ended_before_it_is_handed_back(
     enqueue(name, "long", 2)
     child = worker(*options, **late)
     wait_until(noted("long begins"))
-    assert stop_twice(child, signal.SIGTERM) == 0, child.text()
+    assert child.stop_twice() == 0, child.text()
     assert noted("long ends")()
     assert not Task.objects.exists()
 
@@ -347,5 +339,5 @@ def test_it_is_no_success_whoever_hands_back_what_ran(
     enqueue(name, "long", 600)
     child = worker(*options, **late)
     wait_until(noted("long begins"))
-    assert stop_twice(child, signal.SIGTERM) == 128 + signal.SIGTERM, child.text()
+    assert child.stop_twice() == 128 + signal.SIGTERM, child.text()
     assert Task.objects.get().locked_by is None

@@ -158,10 +158,7 @@ def test_a_second_signal_hands_back_what_runs(supervisor: Callable[..., Child]) 
     enqueue("slow", "long", 600)
     child = supervisor()
     running()
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when what runs has ended" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait() == 128 + signal.SIGINT, child.text()
+    assert child.stop_twice(signal.SIGINT) == 128 + signal.SIGINT, child.text()
     row = Task.objects.get()
     assert (row.locked_by, row.attempts, row.losses) == (None, 0, None)
 
@@ -175,10 +172,7 @@ def test_a_second_signal_ends_processes_that_hear_none(
     child = supervisor()
     wait_until(lambda: noted("0 begins")() and noted("1 begins")())
     running = numbers()
-    child.send(signal.SIGTERM)
-    wait_until(lambda: "Stopping when" in child.text())
-    child.send(signal.SIGINT)
-    assert child.wait() == 128 + signal.SIGINT
+    assert child.stop_twice(signal.SIGINT) == 128 + signal.SIGINT
     wait_until(lambda: not any(Path(f"/proc/{each}").exists() for each in running))
 
 
